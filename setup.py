@@ -1,0 +1,37 @@
+"""Packaging of uotod_mmdet."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).resolve().parent
+README = ROOT / 'README.md'
+VERSION = re.search(r"__version__ = '([^']+)'", (ROOT / 'uotod_mmdet' / 'version.py').read_text(encoding='utf-8'))[1]
+
+setup(
+    name='uotod_mmdet',
+    version=VERSION,
+    description='Optimal-transport matching and quality-aware losses for MMDetection 3.x',
+    long_description=README.read_text(encoding='utf-8') if README.exists() else '',
+    long_description_content_type='text/markdown',
+    license='Apache-2.0',
+    classifiers=[
+        'Programming Language :: Python :: 3',
+        'Operating System :: POSIX',
+        'Topic :: Scientific/Engineering :: Image Recognition',
+        'Typing :: Typed',
+    ],
+    packages=find_packages(include=['uotod_mmdet', 'uotod_mmdet.*']),
+    package_data={'uotod_mmdet': ['py.typed']},
+    python_requires='>=3.9',
+    # torch, mmengine, mmcv and mmdet are needed but not listed here. The maintained forks onedl-mmengine, onedl-mmcv
+    # and onedl-mmdetection bring the same modules under other distribution names, so pip would install the originals
+    # over them. `import uotod_mmdet` checks that they are there and says which command mends what is missing.
+    install_requires=['numpy', 'scipy', 'packaging', 'filelock'],
+    extras_require={
+        'mmdet': ['mmengine>=0.10.4,<1', 'mmcv>=2.0,<2.2', 'mmdet>=3.3,<3.4'],
+        'tests': ['pytest', 'POT', 'hypothesis', 'ruff'],
+        'plots': ['matplotlib'],
+    },
+)

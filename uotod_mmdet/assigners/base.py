@@ -1,0 +1,205 @@
+"""What all matching strategies share: from predictions to costs, from costs to a plan, from a plan to AssignResult."""
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Any, Optional, Union
+
+import torch
+from mmdet.models.task_modules.assigners import AssignResult, BaseAssigner
+from mmdet.structures.bbox import bbox_overlaps
+from mmengine.logging import print_log
+from mmengine.structures import InstanceData
+from torch import Tensor
+
+from uotod_mmdet.costs.pairwise import BOX_SOURCES, pairwise_cost, prior_boxes
+from uotod_mmdet.registry import TASK_UTILS
+
+
+class TransportAssigner(BaseAssigner):
+    """Base of the matching strategies. A subclass implements :meth:`_plan`.
+
+    Args:
+        match_costs: mmdet match-cost config or a list of them, for example
+            ``[dict(type='FocalLossCost', weight=2.0), dict(type='IoUCost', iou_mode='giou', weight=2.0)]``.
+        background: Whether predictions may go to the background.
+        background_cost: Cost of sending a prediction to the background, in the units of the summed match costs
+            (mmdet's are negative where they fit well). It decides something in unbalanced matchings only: where the
+            background must take a fixed mass, one number more on its whole column changes no plan.
+        box_source: Boxes that the costs compare with the ground truth: 'bboxes' (predicted), 'priors', or 'auto'
+            (priors where the head hands over no predicted boxes).
+        ignore_iof_thr: A prediction that is not matched and whose overlap with an ignored box, as a share of its own
+            area, exceeds this takes part in no loss. -1: ignored boxes have no effect.
+        keep_every_gt: Whether the hard reading gives a ground truth that no prediction chose the best one that no
+            other ground truth needs.
+    """
+
+    def __init__(
+        self,
+        match_costs: Union[dict, Sequence[dict]],
+        background: bool = True,
+        background_cost: float = 0.0,
+        box_source: str = 'auto',
+        ignore_iof_thr: float = 0.5,
+        keep_every_gt: bool = True,
+    ) -> None:
+        match_costs = [match_costs] if isinstance(match_costs, dict) else list(match_costs)
+        if not match_costs:
+            raise ValueError("match_costs is empty: give at least one cost, such as dict(type='IoUCost')")
+        if box_source not in BOX_SOURCES:
+            raise ValueError(f'box_source must be one of {BOX_SOURCES}, got {box_source!r}')
+        self.match_costs = [TASK_UTILS.build(cost) if isinstance(cost, dict) else cost for cost in match_costs]
+        self.background = background
+        self.background_cost = background_cost
+        self.box_source = box_source
+        self.ignore_iof_thr = ignore_iof_thr
+        self.keep_every_gt = keep_every_gt
+
+    @abstractmethod
+    def _plan(self, cost: Tensor, gt_mask: Tensor) -> Tensor:
+        """Plan (B, N, M + 1) of a finite cost (B, N, M + 1), float32 or float64, whose last column is the background.
+
+        B, N >= 1. Padded columns hold cost 0 and must get no mass, as must the last one without ``background``.
+        """
+
+    @torch.no_grad()
+    def match(self, cost: Tensor, gt_mask: Optional[Tensor] = None) -> Tensor:
+        """Match a batch of images.
+
+        Args:
+            cost: Cost of each pair, finite on real columns, (B, N, M).
+            gt_mask: False on padded ground truths, (B, M). None: all are real.
+
+        Returns:
+            Plan in the dtype and on the device of ``cost``, (B, N, M + 1), last column the background, scaled so that
+            a prediction matched whole to one thing has row sum 1. Padded columns are exactly 0.
+
+        Raises:
+            ValueError: If shapes disagree, or a real entry of ``cost`` is not finite.
+        """
+        if cost.dim() != 3:
+            raise ValueError(f'cost must have shape (B, N, M), got {tuple(cost.shape)}')
+        batch, num_preds, num_gts = cost.shape
+        if gt_mask is None:
+            gt_mask = torch.ones(batch, num_gts, dtype=torch.bool, device=cost.device)
+        elif gt_mask.shape != (batch, num_gts) or gt_mask.dtype != torch.bool:
+            raise ValueError(
+                f'gt_mask must be bool of shape {(batch, num_gts)} for a cost of shape {tuple(cost.shape)}, '
+                f'got {gt_mask.dtype} of shape {tuple(gt_mask.shape)}'
+            )
+        solved = cost.detach().to(torch.promote_types(cost.dtype, torch.float32))
+        solved = torch.where(gt_mask[:, None], solved, 0)
+        if not torch.isfinite(solved).all():
+            bad = (~torch.isfinite(solved)).flatten(1).sum(1)
+            image = int(bad.argmax())
+            raise ValueError(
+                f'cost is not finite at {int(bad[image])} of {num_preds * int(gt_mask[image].sum())} pairs of image '
+                f'{image} of the batch: check the predictions for NaN and the costs for fp16 overflow'
+            )
+        solved = torch.cat([solved, solved.new_full((batch, num_preds, 1), self.background_cost)], dim=2)
+        plan = self._plan(solved, gt_mask) if solved.numel() else solved
+        return plan.to(cost.dtype)
+
+    @torch.no_grad()
+    def assign(
+        self,
+        pred_instances: InstanceData,
+        *args: Any,
+        gt_instances: Optional[InstanceData] = None,
+        img_meta: Optional[dict] = None,
+        gt_instances_ignore: Optional[InstanceData] = None,
+        num_level_priors: Optional[list[int]] = None,
+        **kwargs: Any,
+    ) -> AssignResult:
+        """Match one image and read the plan hard, as mmdet's heads ask for it.
+
+        mmdet's heads pass ``gt_instances``, ``img_meta``, ``gt_instances_ignore`` and the number of priors of each
+        level by name or by position, in several orders: they are told apart by their types.
+
+        A ground truth whose box is degenerate (x2 <= x1 or y2 <= y1) is matched to nothing and logged.
+
+        Args:
+            pred_instances: N predictions: ``bboxes`` and/or ``priors`` (N, 4), ``scores`` where a cost reads them.
+            gt_instances: M ground truths: ``bboxes`` (M, 4) pixels, ``labels`` (M,).
+            img_meta: Meta information of the image.
+            gt_instances_ignore: Ignored (crowd) boxes: ``bboxes`` (I, 4) pixels.
+            num_level_priors: Accepted and not used.
+
+        Returns:
+            AssignResult: ``gt_inds`` (N,) 1-based, 0 for background, -1 for no part in any loss; ``max_overlaps`` (N,)
+            the IoU of each prediction with its ground truth, 0 without; ``labels`` (N,), -1 without.
+
+        Raises:
+            ValueError: Non-finite costs or labels that are no class, naming the image and the term.
+        """
+        for argument in args:
+            if isinstance(argument, dict):
+                img_meta = argument
+            elif isinstance(argument, InstanceData):
+                if gt_instances is None:
+                    gt_instances = argument
+                else:
+                    gt_instances_ignore = argument
+        if gt_instances is None:
+            raise TypeError(f'{type(self).__name__}.assign got no gt_instances')
+
+        num_preds, num_gts = len(pred_instances), len(gt_instances)
+        labels = gt_instances.labels
+        gt_inds = labels.new_zeros(num_preds, dtype=torch.long)
+        if num_preds and num_gts:
+            gt_bboxes = _as_tensor(gt_instances.bboxes)
+            proper = (gt_bboxes[:, 2:] > gt_bboxes[:, :2]).all(1)
+            if not proper.all():
+                self._log_degenerate(gt_bboxes[~proper], img_meta)
+            cost = pairwise_cost(self.match_costs, pred_instances, gt_instances, img_meta, self.box_source)
+            plan = self.match(cost[None], proper[None])[0]
+            gt_inds = self._read_plan(plan, cost, proper)
+
+        boxes = pred_instances.bboxes if 'bboxes' in pred_instances else prior_boxes(pred_instances.priors)
+        boxes = _as_tensor(boxes)
+        matched = (gt_inds > 0).nonzero().squeeze(1)
+        max_overlaps = boxes.new_zeros(num_preds, dtype=torch.promote_types(boxes.dtype, torch.float32))
+        assigned_labels = torch.full_like(gt_inds, -1)
+        if len(matched):
+            matched_gts = gt_inds[matched] - 1
+            assigned_labels[matched] = labels[matched_gts]
+            overlaps = bbox_overlaps(
+                boxes[matched].to(max_overlaps.dtype), gt_bboxes[matched_gts].to(max_overlaps.dtype), is_aligned=True
+            )
+            max_overlaps[matched] = overlaps
+        if self.ignore_iof_thr >= 0 and gt_instances_ignore is not None and len(gt_instances_ignore) and num_preds:
+            iof = bbox_overlaps(boxes, _as_tensor(gt_instances_ignore.bboxes).to(boxes), mode='iof').amax(1)
+            gt_inds[(gt_inds == 0) & (iof > self.ignore_iof_thr)] = -1
+        return AssignResult(num_gts, gt_inds, max_overlaps, assigned_labels)
+
+    def _read_plan(self, plan: Tensor, cost: Tensor, gt_mask: Tensor) -> Tensor:
+        """Heaviest column of each prediction: 1-based ground truth or 0 for the background, (N,)."""
+        num_gts = cost.size(1)
+        heaviest, gt_inds = plan[:, :num_gts].max(1)
+        gt_inds = torch.where(heaviest > plan[:, num_gts], gt_inds + 1, 0)
+        if not self.keep_every_gt:
+            return gt_inds
+        count = torch.bincount(gt_inds, minlength=num_gts + 1)
+        for gt in ((count[1:] == 0) & gt_mask).nonzero().squeeze(1).tolist():
+            free = (gt_inds == 0) | (count[gt_inds] > 1)
+            if not free.any():
+                break  # more ground truths than predictions
+            mass = plan[:, gt].masked_fill(~free, -1)
+            by_cost = cost[:, gt].masked_fill(~free, float('inf'))
+            best = int(mass.argmax() if mass.max() > 0 else by_cost.argmin())
+            count[gt_inds[best]] -= 1
+            gt_inds[best] = gt + 1
+            count[gt + 1] += 1
+        return gt_inds
+
+    def _log_degenerate(self, boxes: Tensor, img_meta: Optional[dict]) -> None:
+        print_log(
+            f'{type(self).__name__}: {len(boxes)} ground truth box(es) of {(img_meta or {}).get("img_path", "an image")} '
+            f'without area are matched to nothing, the first: {boxes[0].tolist()}. Clean the annotations, or drop such '
+            "boxes with dict(type='FilterAnnotations', min_gt_bbox_wh=(1, 1)) in the pipeline.",
+            logger='current',
+            level=30,
+        )
+
+
+def _as_tensor(boxes: Any) -> Tensor:
+    return boxes if isinstance(boxes, Tensor) else boxes.tensor

@@ -1,0 +1,26 @@
+"""One-to-one matching at the least total cost."""
+
+import torch
+from torch import Tensor
+
+from uotod_mmdet.ot import assignment
+from uotod_mmdet.registry import TASK_UTILS
+
+from .base import TransportAssigner
+
+
+@TASK_UTILS.register_module()
+class HungarianAssigner(TransportAssigner):
+    """Each ground truth to one prediction, the rest of the predictions to the background, at the least total cost.
+
+    The limit of balanced transport for reg -> 0 (De Plaen et al., CVPR 2023, Proposition 1). On the same costs it is
+    mmdet's HungarianAssigner; ``match`` does a whole batch in one transfer to the host. With more ground truths than
+    predictions (M > N) each prediction gets one and M - N ground truths get none.
+
+    Args: see :class:`TransportAssigner`. ``background_cost`` has no effect.
+    """
+
+    def _plan(self, cost: Tensor, gt_mask: Tensor) -> Tensor:
+        matching = assignment(cost[:, :, :-1], gt_mask)
+        background = 1 - matching.sum(2, keepdim=True)
+        return torch.cat([matching, background if self.background else torch.zeros_like(background)], dim=2)

@@ -1,0 +1,70 @@
+"""Checks and small repairs at the border to torch, mmengine, mmcv and mmdet."""
+
+import importlib
+from types import ModuleType
+
+import numpy as np
+import torch
+from packaging.version import Version
+
+_MEND = {
+    'mmengine': "pip install 'mmengine>=0.10.4,<1'",
+    'mmcv': (
+        'pip uninstall -y mmcv mmcv-lite && pip install "setuptools<81" wheel ninja && '
+        "MMCV_WITH_OPS=1 pip install --no-build-isolation --no-binary mmcv 'mmcv>=2.0,<2.2'"
+    ),
+    'mmdet': "pip install 'mmdet>=3.3,<4'",
+}
+# The upper bound of mmcv is mmdet's to set: its maintained forks take later ones.
+_RANGES = {'mmengine': ('0.10.0', '1'), 'mmcv': ('2.0.0', '3'), 'mmdet': ('3.3.0', '4')}
+
+
+def _mend(package: str) -> str:
+    return f'To mend it: `make env` in a checkout of uotod_mmdet, or `{_MEND[package]}`.'
+
+
+def _import(package: str) -> ModuleType:
+    try:
+        return importlib.import_module(package)
+    except ImportError as error:
+        raise RuntimeError(f'uotod_mmdet cannot import {package}: {error}. {_mend(package)}') from error
+    except AssertionError as error:  # mmdet's own check of mmcv and mmengine
+        guilty = 'mmengine' if str(error).startswith('MMEngine') else 'mmcv'
+        raise RuntimeError(f'{error} {_mend(guilty)}') from error
+
+
+def check_versions() -> None:
+    """Check that mmengine, mmcv (with compiled ops) and mmdet are there in versions that work together.
+
+    Raises:
+        RuntimeError: Naming the package, the version found and the command that mends it. Not an ImportError, which
+            mmengine's registries swallow.
+    """
+    for package, (lowest, above) in _RANGES.items():
+        found = _import(package).__version__
+        if not Version(lowest) <= Version(found) < Version(above):
+            raise RuntimeError(f'uotod_mmdet needs {package}>={lowest},<{above}, found {found}. {_mend(package)}')
+        if package == 'mmcv':
+            try:
+                importlib.import_module('mmcv.ops')
+            except ImportError as error:
+                raise RuntimeError(
+                    f'mmcv {found} has no compiled ops ({error}): mmcv-lite or a build without MMCV_WITH_OPS=1. '
+                    f'{_mend("mmcv")}'
+                ) from error
+
+
+def allow_own_checkpoints() -> None:
+    """Let ``torch.load(weights_only=True)``, the default since torch 2.6, read what mmengine writes.
+
+    mmengine's checkpoints hold their logged scalars as ``HistoryBuffer`` objects around numpy arrays.
+    """
+    if not hasattr(torch.serialization, 'add_safe_globals'):  # torch < 2.4 has no allow-list and needs none
+        return
+    from mmengine.logging.history_buffer import HistoryBuffer
+
+    multiarray = importlib.import_module('numpy._core.multiarray' if np.__version__ >= '2' else 'numpy.core.multiarray')
+    dtypes = {type(np.dtype(name)) for name in ('bool', 'int32', 'int64', 'float16', 'float32', 'float64')}
+    torch.serialization.add_safe_globals(
+        [HistoryBuffer, multiarray._reconstruct, multiarray.scalar, np.ndarray, np.dtype, *dtypes]
+    )

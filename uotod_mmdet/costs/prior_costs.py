@@ -1,0 +1,115 @@
+"""Match costs that say from where a dense head can regress a box."""
+
+from typing import Optional
+
+import torch
+from mmdet.models.task_modules.assigners.match_cost import BaseMatchCost
+from mmengine.structures import InstanceData
+from torch import Tensor
+
+from uotod_mmdet.registry import TASK_UTILS
+
+PRIOR_FORMATS = ('auto', 'anchor', 'point')
+
+
+def prior_centers_and_sizes(priors: Tensor, prior_format: str = 'auto') -> tuple[Tensor, Tensor]:
+    """Centres and units of length of a dense head's priors.
+
+    Args:
+        priors: Anchors (x1, y1, x2, y2) or points (x, y, stride_x, stride_y), pixels, (N, 4).
+        prior_format: 'anchor', 'point', or 'auto': points if the last two columns are equal in every row, which no
+            grid of anchors can do.
+
+    Returns:
+        Centres (N, 2) and units (N, 2), pixels: an anchor's width and height, a point's strides.
+    """
+    if prior_format == 'auto':
+        prior_format = 'point' if len(priors) > 1 and bool((priors[:, 2] == priors[:, 3]).all()) else 'anchor'
+    if prior_format == 'point':
+        return priors[:, :2], priors[:, 2:]
+    return (priors[:, :2] + priors[:, 2:]) / 2, priors[:, 2:] - priors[:, :2]
+
+
+class _PriorCost(BaseMatchCost):
+    """What the two costs share: the weight, the format of priors, and reading them."""
+
+    def __init__(self, weight: float, prior_format: str) -> None:
+        if prior_format not in PRIOR_FORMATS:
+            raise ValueError(f'prior_format must be one of {PRIOR_FORMATS}, got {prior_format!r}')
+        super().__init__(weight)
+        self.prior_format = prior_format
+
+    def _read(self, pred_instances: InstanceData) -> tuple[Tensor, Tensor]:
+        if 'priors' not in pred_instances:
+            raise ValueError(
+                f'{type(self).__name__} needs pred_instances.priors, got only {sorted(pred_instances.keys())}: '
+                'it suits heads with anchors or points, not query-based ones such as DETRHead.'
+            )
+        return prior_centers_and_sizes(pred_instances.priors, self.prior_format)
+
+
+@TASK_UTILS.register_module()
+class PriorCenterCost(_PriorCost):
+    """Distance from a prior's centre to the ground truth's, in units of the prior.
+
+    The unit is the stride of a point prior and the side of the square of the same area of an anchor (8 strides for
+    mmdet's ATSS and GFL anchors), so that priors of coarse levels may lie farther off.
+
+    Args:
+        weight: Factor of the distance.
+        prior_format: 'anchor' (x1, y1, x2, y2), 'point' (x, y, stride, stride) or 'auto' (see
+            :func:`prior_centers_and_sizes`).
+
+    Example:
+        >>> from mmengine.structures import InstanceData
+        >>> pred = InstanceData(priors=torch.tensor([[0.0, 0, 8, 8], [4, 4, 20, 20]]))
+        >>> PriorCenterCost()(pred, InstanceData(bboxes=torch.tensor([[0.0, 0, 8, 8]])))[0]
+        tensor([0.])
+    """
+
+    def __init__(self, weight: float = 1.0, prior_format: str = 'auto') -> None:
+        super().__init__(weight, prior_format)
+
+    def __call__(
+        self, pred_instances: InstanceData, gt_instances: InstanceData, img_meta: Optional[dict] = None, **kwargs
+    ) -> Tensor:
+        """Compute the cost, (N, M)."""
+        centers, sizes = self._read(pred_instances)
+        boxes = gt_instances.bboxes
+        offsets = centers[:, None] - (boxes[:, :2] + boxes[:, 2:])[None] / 2
+        unit = sizes.clamp(min=1e-6).prod(1).sqrt()
+        return self.weight * offsets.square().sum(2).sqrt() / unit[:, None]
+
+
+@TASK_UTILS.register_module()
+class InsideGTCost(_PriorCost):
+    """A large constant for priors whose centre is outside the ground truth, or outside its centre region.
+
+    Heads that predict distances to the four sides (GFL, FCOS, ATSS) cannot regress a box from outside it.
+
+    Args:
+        weight: The constant.
+        center_radius: If given, the centre must also lie within this many units (strides of points, widths and
+            heights of anchors) of the ground truth's centre, in x and in y.
+        prior_format: As for :class:`PriorCenterCost`.
+    """
+
+    def __init__(
+        self, weight: float = 20.0, center_radius: Optional[float] = None, prior_format: str = 'auto'
+    ) -> None:
+        super().__init__(weight, prior_format)
+        if center_radius is not None and not center_radius > 0:
+            raise ValueError(f'center_radius must be positive or None, got {center_radius}')
+        self.center_radius = center_radius
+
+    def __call__(
+        self, pred_instances: InstanceData, gt_instances: InstanceData, img_meta: Optional[dict] = None, **kwargs
+    ) -> Tensor:
+        """Compute the cost, (N, M)."""
+        centers, sizes = self._read(pred_instances)
+        centers, boxes = centers[:, None], gt_instances.bboxes[None]
+        outside = torch.maximum(boxes[..., :2] - centers, centers - boxes[..., 2:]).amax(2) >= 0
+        if self.center_radius is not None:
+            offsets = (centers - (boxes[..., :2] + boxes[..., 2:]) / 2).abs()
+            outside |= (offsets >= self.center_radius * sizes[:, None]).any(2)
+        return self.weight * outside.to(centers.dtype)

@@ -1,0 +1,5 @@
+"""Data sets."""
+
+from .color_boxes import ColorBoxesDataset
+
+__all__ = ['ColorBoxesDataset']

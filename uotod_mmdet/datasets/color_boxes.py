@@ -1,0 +1,275 @@
+"""Color Boxes: rotated rectangles on grey noise, the class of each is its hue.
+
+The synthetic data set of De Plaen et al., "Unbalanced Optimal Transport: A Unified Framework for Object Detection",
+CVPR 2023.
+"""
+
+from __future__ import annotations
+
+import colorsys
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import cv2
+import numpy as np
+from filelock import FileLock
+from mmdet.datasets import CocoDataset
+from tqdm import tqdm
+
+from ..registry import DATASETS
+
+SIZES = {'full': (4800, 960), 'small': (1200, 200), 'mini': (16, 8)}
+"""Images in (train, val); ``mini`` is for tests."""
+
+SPLITS = ('train', 'val')
+WIDTH, HEIGHT = 500, 400
+MAX_OBJECTS = 30
+SIDE_RANGE = (24.0, 150.0)
+MIN_VISIBLE = 0.3
+HUE_STEP = 18
+HUE_JITTER = 4.0
+JPEG_QUALITY = 90
+
+CLASSES = tuple(f'hue{hue:03d}' for hue in range(0, 360, HUE_STEP))
+PALETTE = [tuple(round(255 * c) for c in colorsys.hsv_to_rgb(hue / 360, 1, 1)) for hue in range(0, 360, HUE_STEP)]
+
+_CORNERS = np.array([[-0.5, -0.5], [0.5, -0.5], [0.5, 0.5], [-0.5, 0.5]])
+_CORNER_GRID = 16
+_PLACEMENT_TRIES = 20
+
+
+def draw_image(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Draw one image of Color Boxes.
+
+    The number of rectangles is uniform on 0..30, their classes are uniform, their sides log-uniform on 24..150 pixels,
+    their angles and places uniform where they lie wholly inside the image; so each box is the exact extent of its
+    rectangle, hidden parts included.
+
+    Smaller rectangles lie on top of larger ones, or the small ones would vanish. A rectangle of which less than 30 %
+    would be visible is placed anew, and left out, annotation and picture, if 20 places fail: a detector is asked for
+    no object that others hide, and sees none that is not annotated. Going through the rectangles from top to bottom
+    makes one pass exact, since nothing that comes later hides one that was accepted.
+
+    A pixel shows a rectangle if the pixel's centre lies inside it; pixel ``(row, column)`` covers
+    ``[column, column + 1] x [row, row + 1]``, mmdet's convention.
+
+    Args:
+        rng: Source of all randomness.
+
+    Returns:
+        - image: (400, 500, 3) uint8, BGR.
+        - boxes: (M, 4) float64, xyxy pixels, the extents of the polygons.
+        - labels: (M,) int64 in [0, 20); class ``c`` has hue ``18 c`` degrees, give or take 4.
+        - polygons: (M, 4, 2) float64, corners in xy pixels, multiples of 1/16 so that they are exact in JSON.
+
+        The rectangles are ordered from top to bottom.
+    """
+    noise = 128 + 16 * rng.standard_normal((HEIGHT, WIDTH), dtype=np.float32)
+    image = np.repeat(noise.clip(0, 255).astype(np.uint8)[..., None], 3, axis=2)
+
+    count = rng.integers(MAX_OBJECTS + 1)
+    sides = np.exp(rng.uniform(*np.log(SIDE_RANGE), (count, 2)))
+    sides = sides[np.argsort(sides.prod(1))]
+
+    covered = np.zeros((HEIGHT, WIDTH), dtype=bool)
+    labels, polygons = [], []
+    for rectangle_sides in sides:
+        for _ in range(_PLACEMENT_TRIES):
+            polygon = _place_rectangle(rng, rectangle_sides)
+            window, inside = _rasterize(polygon)
+            visible = inside & ~covered[window]
+            if visible.sum() >= MIN_VISIBLE * inside.sum():
+                break
+        else:
+            continue
+        label = rng.integers(len(CLASSES))
+        image[window][visible] = _draw_color(rng, label)
+        covered[window] |= inside
+        labels.append(label)
+        polygons.append(polygon)
+
+    polygons = np.array(polygons, dtype=np.float64).reshape(-1, 4, 2)
+    boxes = np.concatenate([polygons.min(1), polygons.max(1)], axis=1)
+    return image, boxes, np.array(labels, dtype=np.int64), polygons
+
+
+def _place_rectangle(rng: np.random.Generator, sides: np.ndarray) -> np.ndarray:
+    """Corners (4, 2), in xy pixels, of a rectangle of these ``sides`` (2,), somewhere inside the image."""
+    angle = rng.uniform(0, np.pi)
+    rotation = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
+    corners = _CORNERS * sides @ rotation
+    reach = corners.max(0)
+    center = rng.uniform(reach, (WIDTH, HEIGHT) - reach)
+    return np.round((center + corners) * _CORNER_GRID) / _CORNER_GRID
+
+
+def _rasterize(polygon: np.ndarray) -> tuple[tuple[slice, slice], np.ndarray]:
+    """The window of the image around a convex ``polygon`` (4, 2), and which of its pixels (h, w) are inside."""
+    left, top = np.floor(polygon.min(0)).astype(int)
+    right, bottom = np.ceil(polygon.max(0)).astype(int)
+    x = np.arange(left, right) + 0.5
+    y = np.arange(top, bottom)[:, None] + 0.5
+    inside = np.ones((bottom - top, right - left), dtype=bool)
+    for (start_x, start_y), (edge_x, edge_y) in zip(polygon, np.roll(polygon, -1, axis=0) - polygon):
+        inside &= edge_x * (y - start_y) >= edge_y * (x - start_x)
+    return (slice(top, bottom), slice(left, right)), inside
+
+
+def _draw_color(rng: np.random.Generator, label: int) -> np.ndarray:
+    """A BGR colour (3,) uint8 of class ``label``."""
+    hue = HUE_STEP * label + rng.uniform(-HUE_JITTER, HUE_JITTER)
+    saturation, value = rng.uniform(0.65, 1, 2)
+    rgb = colorsys.hsv_to_rgb(hue / 360 % 1, saturation, value)
+    return np.round(255 * np.array(rgb[::-1])).astype(np.uint8)
+
+
+def annotation_file(data_root: str | Path, size: str, seed: int, split: str) -> str:
+    """Path of a split's COCO annotations, for ``CocoMetric(ann_file=...)``.
+
+    mmengine builds the evaluator after the data set of its loop, so the file is there when the metric reads it.
+    """
+    _check_choice('split', split, SPLITS)
+    return str(_folder(data_root, size, seed) / f'{split}.json')
+
+
+def make_color_boxes(root: str | Path, size: str = 'small', seed: int = 0) -> Path:
+    """Write Color Boxes in COCO format, or return at once if it is there.
+
+    Image ``i`` of a split depends on the seed, the split and ``i`` alone: the small set is the beginning of the full
+    one, and neither depends on what is drawn before or by whom.
+
+    The folder gets its name when it is complete. It is written beside it, under a lock, so several processes make it
+    once while the others wait; what a killed maker left is removed by the next one.
+
+    Args:
+        root: Folder that holds all variants, made if missing.
+        size: A key of ``SIZES``.
+        seed: Any integer from 0 on.
+
+    Returns:
+        ``<root>/<size>_seed<seed>``, with ``train/*.jpg``, ``val/*.jpg``, ``train.json`` and ``val.json``.
+
+    Raises:
+        ValueError: If ``size`` or ``seed`` is none of these.
+        OSError: If the folder cannot be written, or is there without its annotations.
+    """
+    folder = _folder(root, size, seed)
+    if _is_complete(folder):
+        return folder
+    partial = folder.with_name(f'.{folder.name}.partial')
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder.with_name(f'.{folder.name}.lock')):
+            if _is_complete(folder):
+                return folder
+            if folder.exists():
+                raise FileExistsError(f'{folder} lacks train.json or val.json; remove it, and it is made anew')
+            if partial.exists():
+                shutil.rmtree(partial)
+            try:
+                _write_splits(partial, size, seed)
+                partial.rename(folder)
+            except BaseException:
+                shutil.rmtree(partial, ignore_errors=True)
+                raise
+    except OSError as error:
+        raise OSError(
+            f'Color Boxes cannot be written to {root}: {error}. Another folder is chosen by data_root=... of '
+            'ColorBoxesDataset, or --root of tools/color_boxes.py.'
+        ) from error
+    return folder
+
+
+def _folder(root: str | Path, size: str, seed: int) -> Path:
+    _check_choice('size', size, SIZES)
+    if not isinstance(seed, int) or seed < 0:
+        raise ValueError(f'seed of Color Boxes must be an integer from 0 on, got {seed!r}.')
+    return Path(root) / f'{size}_seed{seed}'
+
+
+def _check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise ValueError(f'{name} of Color Boxes must be one of {", ".join(map(repr, choices))}; got {value!r}.')
+
+
+def _is_complete(folder: Path) -> bool:
+    return all((folder / f'{split}.json').is_file() for split in SPLITS)
+
+
+def _write_splits(folder: Path, size: str, seed: int) -> None:
+    with tqdm(total=sum(SIZES[size]), desc=f'Making Color Boxes {size}', unit='image') as progress:
+        for split_index, (split, count) in enumerate(zip(SPLITS, SIZES[size])):
+            (folder / split).mkdir(parents=True)
+            images, annotations = [], []
+            for image_id in range(count):
+                image, boxes, labels, polygons = draw_image(np.random.default_rng([seed, split_index, image_id]))
+                file_name = f'{image_id:06d}.jpg'
+                # cv2.imwrite answers a full disk with False; write_bytes raises.
+                _, jpeg = cv2.imencode('.jpg', image, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
+                (folder / split / file_name).write_bytes(jpeg)
+                images.append({'id': image_id, 'file_name': file_name, 'width': WIDTH, 'height': HEIGHT})
+                # pycocotools takes annotation id 0 for 'no match', so ids start at 1.
+                annotations += [
+                    _annotation(len(annotations) + i, image_id, *instance)
+                    for i, instance in enumerate(zip(boxes, labels, polygons), start=1)
+                ]
+                progress.update()
+            categories = [{'id': i, 'name': name} for i, name in enumerate(CLASSES, start=1)]
+            content = {'images': images, 'annotations': annotations, 'categories': categories}
+            (folder / f'{split}.json').write_text(json.dumps(content))
+
+
+def _annotation(annotation_id: int, image_id: int, box: np.ndarray, label: int, polygon: np.ndarray) -> dict[str, Any]:
+    left, top, right, bottom = box.tolist()
+    return {
+        'id': annotation_id,
+        'image_id': image_id,
+        'category_id': int(label) + 1,
+        'bbox': [left, top, right - left, bottom - top],
+        'area': cv2.contourArea(polygon.astype(np.float32)),
+        'segmentation': [polygon.ravel().tolist()],
+        'iscrowd': 0,
+    }
+
+
+@DATASETS.register_module()
+class ColorBoxesDataset(CocoDataset):
+    """Color Boxes; made on first use.
+
+    Args:
+        split: 'train' or 'val'.
+        size: 'full' (4800 train, 960 val images), 'small' (1200, 200) or 'mini' (16, 8).
+        seed: Seed of the data, not of the training.
+        data_root: Folder for all sizes and seeds; see :func:`make_color_boxes`.
+        **kwargs: Arguments of mmdet's ``CocoDataset``, but ``ann_file`` and ``data_prefix``, which this class sets.
+
+    Raises:
+        ValueError: If ``split``, ``size`` or ``seed`` is none of these.
+        OSError: If the data are missing and cannot be written to ``data_root``.
+
+    Images without a rectangle occur (about 3 %); ``filter_cfg=dict(filter_empty_gt=True)`` drops them in training.
+    """
+
+    METAINFO: ClassVar[dict] = {'classes': CLASSES, 'palette': PALETTE}
+
+    def __init__(
+        self,
+        split: str = 'train',
+        size: str = 'small',
+        seed: int = 0,
+        data_root: str | Path = 'data/color_boxes',
+        **kwargs: Any,
+    ) -> None:
+        ann_file = Path(annotation_file(data_root, size, seed, split))
+        self._make_arguments = (data_root, size, seed)
+        super().__init__(
+            data_root=str(ann_file.parent), ann_file=ann_file.name, data_prefix={'img': f'{split}/'}, **kwargs
+        )
+
+    def load_data_list(self) -> list[dict]:
+        """Make the data if they are missing, and load the annotations."""
+        make_color_boxes(*self._make_arguments)
+        return super().load_data_list()

@@ -1,0 +1,14 @@
+"""Quality-aware losses: mmdet's names, arguments and values, with input checks."""
+
+from .distribution_focal_loss import DistributionFocalLoss, distribution_focal_loss
+from .quality_focal_loss import QualityFocalLoss, quality_focal_loss
+from .varifocal_loss import VarifocalLoss, varifocal_loss
+
+__all__ = [
+    'DistributionFocalLoss',
+    'QualityFocalLoss',
+    'VarifocalLoss',
+    'distribution_focal_loss',
+    'quality_focal_loss',
+    'varifocal_loss',
+]

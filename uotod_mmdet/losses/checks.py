@@ -1,0 +1,168 @@
+"""What the losses ask of their input, and the step they all end with: weight, reduce, look once at the values.
+
+Shapes are checked first; they cost nothing. Value conditions are kept as 0-dim tensors on the input's device and read
+together at the end, so that a forward pass waits for the GPU once. Only a failure is worked out in detail.
+"""
+
+from collections.abc import Callable
+from typing import Optional, Union
+
+import torch
+from mmdet.models.losses.utils import weight_reduce_loss
+from torch import Tensor
+
+REDUCTIONS = ('none', 'mean', 'sum')
+
+Fault = tuple[Tensor, Callable[[], str]]
+"""A 0-dim bool tensor, and the words to raise with where it is true."""
+
+
+def check_reduction(owner: str, reduction: str, avg_factor: Optional[Union[float, Tensor]]) -> None:
+    """Check the way to reduce.
+
+    Raises:
+        ValueError: If ``reduction`` is unknown, or is 'sum' beside an ``avg_factor``.
+    """
+    if reduction not in REDUCTIONS:
+        raise ValueError(f'{owner}: reduction must be one of none, mean, sum; got {reduction!r}.')
+    if reduction == 'sum' and avg_factor is not None:
+        raise ValueError(
+            f"{owner}: avg_factor cannot be used with reduction='sum'. mmdet's heads always pass avg_factor, so "
+            "reduction='sum' cannot be used inside them; set reduction='mean' in the config, which divides the sum by "
+            'avg_factor (mmdet issue 10919).'
+        )
+
+
+def check_pred(owner: str, pred: Tensor, layout: str, dims: Optional[int] = None) -> None:
+    """Check that ``pred`` is a floating tensor with ``dims`` dimensions (None: any) and at least one column.
+
+    Raises:
+        TypeError: If it is no floating tensor.
+        ValueError: If its shape is not ``layout``.
+    """
+    if not isinstance(pred, Tensor) or not pred.is_floating_point():
+        came = pred.dtype if isinstance(pred, Tensor) else type(pred).__name__
+        raise TypeError(f'{owner}: pred must be a floating-point tensor of shape {layout}; got {came}.')
+    if dims is not None and pred.dim() != dims:
+        raise ValueError(
+            f'{owner}: pred must have shape {layout}; got {tuple(pred.shape)}. '
+            'Flatten images and positions into the first dimension.'
+        )
+    if pred.dim() == 0 or pred.shape[-1] == 0:
+        raise ValueError(f'{owner}: pred must have shape {layout}, no column is missing; got {tuple(pred.shape)}.')
+
+
+def check_tensor(owner: str, name: str, value: Tensor, shape: tuple[int, ...], hint: str) -> None:
+    """Check that ``value`` is a tensor of ``shape``.
+
+    Raises:
+        TypeError: If it is no tensor.
+        ValueError: If its shape differs.
+    """
+    if not isinstance(value, Tensor):
+        raise TypeError(f'{owner}: {name} must be a tensor; got {type(value).__name__}. {hint}')
+    if value.shape != shape:
+        raise ValueError(f'{owner}: {name} must have shape {tuple(shape)}; got {tuple(value.shape)}. {hint}')
+
+
+def check_weight(owner: str, weight: Optional[Union[float, Tensor]], shape: tuple[int, ...]) -> None:
+    """Check that ``weight`` can multiply a loss of ``shape`` without making it larger.
+
+    Raises:
+        TypeError: If it is neither tensor nor number.
+        ValueError: If it does not broadcast to ``shape``.
+    """
+    if weight is None or isinstance(weight, (int, float)):
+        return
+    if not isinstance(weight, Tensor):
+        raise TypeError(f'{owner}: weight must be a tensor; got {type(weight).__name__}.')
+    try:
+        fits = torch.broadcast_shapes(weight.shape, shape) == shape
+    except RuntimeError:
+        fits = False
+    if not fits:
+        one_per = 'row' if len(shape) == 1 else 'entry'
+        raise ValueError(
+            f'{owner}: weight must have shape {tuple(shape)}, one per {one_per} of the loss, or broadcast to it; '
+            f'got {tuple(weight.shape)}.'
+        )
+
+
+def outside(values: Tensor, low: float, high: float, roundings: int = 4) -> Tensor:
+    """Whether any entry is NaN or outside [low, high] by more than some roundings, as a 0-dim bool tensor."""
+    if values.numel() == 0:
+        return torch.zeros((), dtype=torch.bool, device=values.device)
+    slack = roundings * torch.finfo(values.dtype).eps * max(1, high) if values.is_floating_point() else 0
+    smallest, largest = values.detach().aminmax()
+    return ~((smallest >= low - slack) & (largest <= high + slack))
+
+
+def span(values: Tensor) -> str:
+    """Say where the values lie, for a message."""
+    values = values.detach()
+    real = values[~values.isnan()]
+    missing = values.numel() - real.numel()
+    words = f'{real.min().item():.6g} to {real.max().item():.6g}' if real.numel() else 'no number'
+    return f'{words} and {missing} NaN of {values.numel()} entries' if missing else words
+
+
+def full_precision(tensor: Tensor) -> Tensor:
+    """Cast half-precision to float32, leave the rest."""
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+
+
+def reduce_and_check(
+    owner: str,
+    loss: Tensor,
+    pred: Tensor,
+    weight: Optional[Union[float, Tensor]],
+    reduction: str,
+    avg_factor: Optional[Union[float, Tensor]],
+    faults: list[Fault],
+) -> Tensor:
+    """Weight and reduce ``loss`` as mmdet does, then read ``faults`` and whether the result is finite, in one go.
+
+    One thing differs from mmdet: the mean of no entries is 0, still attached to the graph, where mmdet gives NaN.
+
+    Raises:
+        ValueError: If ``pred`` holds NaN, a fault is true, or the result is not finite, in this order.
+    """
+    if loss.numel() == 0 and avg_factor is None and reduction == 'mean':
+        reduction = 'sum'
+    loss = weight_reduce_loss(loss, weight, reduction, avg_factor)
+    finite = loss.detach().isfinite().all()
+    if torch.stack([~finite, *(flag for flag, _ in faults)]).any():
+        _raise(owner, pred, weight, avg_factor, faults)
+    return loss
+
+
+def _raise(
+    owner: str,
+    pred: Tensor,
+    weight: Optional[Union[float, Tensor]],
+    avg_factor: Optional[Union[float, Tensor]],
+    faults: list[Fault],
+) -> None:
+    missing = int(pred.isnan().sum())
+    if missing:
+        raise ValueError(
+            f'{owner}: pred holds NaN in {missing} of {pred.numel()} entries. Usual causes: training has diverged '
+            '(lower the learning rate, or clip gradients with optim_wrapper=dict(clip_grad=dict(max_norm=...))), or '
+            'fp16 has overflowed in the network (train in bf16 or float32).'
+        )
+    for flag, explain in faults:
+        if flag:
+            raise ValueError(f'{owner}: {explain()}')
+    infinite = int(pred.isinf().sum())
+    if infinite:
+        cause = f'pred holds {infinite} infinite of {pred.numel()} entries where the loss needs their value'
+    elif weight is not None and not torch.as_tensor(weight).isfinite().all():
+        cause = 'weight holds NaN or infinite entries'
+    elif avg_factor is not None and not torch.as_tensor(avg_factor).isfinite().all():
+        cause = f'avg_factor is {float(avg_factor)}'
+    else:
+        cause = f'the values are too large for {pred.dtype}: pred lies in {span(pred)}'
+    raise ValueError(
+        f'{owner}: the loss is not finite though pred holds no NaN: {cause}. If it grew during training, lower the '
+        'learning rate or clip gradients with optim_wrapper=dict(clip_grad=dict(max_norm=...)).'
+    )

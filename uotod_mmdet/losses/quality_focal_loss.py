@@ -1,0 +1,176 @@
+"""Quality Focal Loss: one score per class that is also the quality of the box."""
+
+from collections.abc import Sequence
+from typing import Optional, Union
+
+import mmdet.models.losses
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from uotod_mmdet.registry import MODELS
+
+from .checks import (
+    Fault,
+    check_pred,
+    check_reduction,
+    check_tensor,
+    check_weight,
+    full_precision,
+    outside,
+    reduce_and_check,
+    span,
+)
+
+NAME = 'QualityFocalLoss'
+FORMS = 'target is a pair (label, score) of shapes (N,), (N,), or a tensor of soft targets, shaped like pred.'
+
+
+def quality_focal_loss(
+    pred: Tensor,
+    target: Union[Tensor, Sequence[Tensor]],
+    weight: Optional[Tensor] = None,
+    *,
+    beta: float = 2.0,
+    activated: bool = False,
+    reduction: str = 'mean',
+    avg_factor: Optional[Union[float, Tensor]] = None,
+) -> Tensor:
+    """Quality Focal Loss, |y - p|^beta BCE(p, y) summed over classes, p = sigmoid(pred).
+
+    Generalized Focal Loss, https://arxiv.org/abs/2006.04388, equation 2.
+
+    Args:
+        pred: (N, C) logits, or probabilities where ``activated``.
+        target: Pair (label, score), both (N,): class in [0, C), C for background, and the quality in [0, 1] of the
+            foreground rows (the score of a background row is never read); or (N, C) soft targets in [0, 1].
+        weight: (N,), one per row.
+        beta: Exponent of the modulating factor.
+        activated: Whether ``pred`` holds probabilities.
+        reduction: 'none' for (N,), 'mean' or 'sum' for a scalar. The mean of no rows is 0 (mmdet's is NaN).
+        avg_factor: Divides the sum in place of the number of rows; needs 'mean', ignored with 'none'.
+
+    Raises:
+        TypeError: If ``pred``, a target or ``weight`` is no tensor, or labels are of a wrong dtype.
+        ValueError: If shapes do not fit, a label is not a whole number in [0, C], a score, a soft target or a
+            probability lies outside [0, 1], ``pred`` holds NaN, or the loss is not finite.
+    """
+    check_reduction(NAME, reduction, avg_factor)
+    check_pred(NAME, pred, '(N, C)', dims=2)
+    check_weight(NAME, weight, pred.shape[:1])
+    p = full_precision(pred)
+    faults: list[Fault] = []
+    if activated:
+        illegal = outside(p, 0, 1, roundings=0)
+        faults.append((illegal, lambda: f'activated=True takes probabilities in [0, 1]; pred lies in {span(pred)}.'))
+        p = torch.where(illegal, 0.5, p)  # torch aborts the whole CUDA process on an illegal probability
+    if isinstance(target, Tensor):
+        loss = _dense(p, target, beta, activated, faults)
+    else:
+        loss = _labelled(p, target, beta, activated, faults)
+    return reduce_and_check(NAME, loss, pred, weight, reduction, avg_factor, faults)
+
+
+def _dense(pred: Tensor, target: Tensor, beta: float, activated: bool, faults: list[Fault]) -> Tensor:
+    check_tensor(NAME, 'target', target, pred.shape, FORMS)
+    faults.append((outside(target, 0, 1), lambda: f'target must lie in [0, 1]; it lies in {span(target)}.'))
+    return _entries(pred, target.to(pred.dtype), beta, activated).sum(1)
+
+
+def _labelled(pred: Tensor, target: Sequence[Tensor], beta: float, activated: bool, faults: list[Fault]) -> Tensor:
+    if not isinstance(target, (tuple, list)):
+        raise TypeError(f'{NAME}: {FORMS} Got {type(target).__name__}.')
+    if len(target) != 2:
+        raise ValueError(f'{NAME}: {FORMS} Got a {type(target).__name__} of {len(target)}.')
+    rows, classes = pred.shape
+    label, score = target
+    check_tensor(NAME, 'label', label, (rows,), FORMS)
+    check_tensor(NAME, 'score', score, (rows,), FORMS)
+    faults += _label_faults(label, classes)
+
+    foreground = label < classes
+    score = torch.where(foreground, score, 0)
+    faults.append(
+        (
+            outside(score, 0, 1),
+            lambda: f'score must lie in [0, 1] on foreground rows; there it lies in {span(score[foreground])}.',
+        )
+    )
+    # Every row rewrites one entry, background rows that of class C - 1 by what it is already: no rows to look up.
+    column = label.long().clamp(0, classes - 1)[:, None]
+    labelled = _entries(pred.gather(1, column), score.to(pred.dtype)[:, None], beta, activated)
+    zero = pred.new_zeros(()).expand_as(pred)
+    loss = _entropy(pred, zero, activated) * _probability(pred, activated).pow(beta)
+    return loss.scatter(1, column, labelled).sum(1)
+
+
+def _entries(pred: Tensor, target: Tensor, beta: float, activated: bool) -> Tensor:
+    return _entropy(pred, target, activated) * (target - _probability(pred, activated)).abs().pow(beta)
+
+
+def _probability(pred: Tensor, activated: bool) -> Tensor:
+    return pred if activated else pred.sigmoid()
+
+
+def _entropy(pred: Tensor, target: Tensor, activated: bool) -> Tensor:
+    if not activated:
+        return F.binary_cross_entropy_with_logits(pred, target, reduction='none')
+    with torch.autocast(pred.device.type, enabled=False):  # autocast refuses the cross-entropy of probabilities
+        return F.binary_cross_entropy(pred, target, reduction='none')
+
+
+def _label_faults(label: Tensor, classes: int) -> list[Fault]:
+    if label.dtype == torch.bool or label.is_complex():
+        raise TypeError(f'{NAME}: label must hold whole numbers in [0, {classes}]; got dtype {label.dtype}.')
+    faults = [
+        (
+            outside(label, 0, classes),
+            lambda: (
+                f'label must lie in [0, {classes}] ({classes} for background), as pred has {classes} classes; '
+                f'it lies in {span(label)}. Check num_classes of the head against the classes of the data set.'
+            ),
+        )
+    ]
+    if label.is_floating_point():
+        faults.append(
+            (
+                (label != label.floor()).any(),
+                lambda: (
+                    f'label must hold whole numbers; got fractions of dtype {label.dtype}. '
+                    'target is (label, score), in this order.'
+                ),
+            )
+        )
+    return faults
+
+
+@MODELS.register_module()
+class QualityFocalLoss(mmdet.models.losses.QualityFocalLoss):
+    """mmdet's QualityFocalLoss with the same arguments, and input checks; see :func:`quality_focal_loss`.
+
+    Args:
+        use_sigmoid (bool): Must be True.
+        beta (float): Exponent of the modulating factor. Defaults to 2.0.
+        reduction (str): 'none', 'mean' or 'sum'. mmdet's heads need 'mean'. Defaults to 'mean'.
+        loss_weight (float): Factor of the loss. Defaults to 1.0.
+        activated (bool): Whether predictions are probabilities. Defaults to False.
+    """
+
+    def forward(
+        self,
+        pred: Tensor,
+        target: Union[Tensor, Sequence[Tensor]],
+        weight: Optional[Tensor] = None,
+        avg_factor: Optional[Union[float, Tensor]] = None,
+        reduction_override: Optional[str] = None,
+    ) -> Tensor:
+        """Compute the loss, (N,) with reduction 'none', else a scalar; arguments, errors: see the function."""
+        return self.loss_weight * quality_focal_loss(
+            pred,
+            target,
+            weight,
+            beta=self.beta,
+            activated=self.activated,
+            reduction=self.reduction if reduction_override is None else reduction_override,
+            avg_factor=avg_factor,
+        )
