@@ -96,50 +96,41 @@ AVERAGES = pytest.mark.parametrize(
 )
 
 
-@DTYPES
+BOTH_DTYPES = (torch.float64, torch.float32)
+
+
 @AVERAGES
-@pytest.mark.parametrize('weight', [None, 'full', 'one'])
+@pytest.mark.parametrize('weighting', [None, 'full', 'one'])
 @pytest.mark.parametrize('activated', [False, True], ids=['logits', 'activated'])
 @pytest.mark.parametrize('form', ['labels', 'dense', 'soft'])
-def test_quality_focal_loss_equals_mmdet(form, activated, weight, reduction, avg_factor, dtype):
-    pred, target = quality_input(form, activated, dtype)
-    config = dict(activated=activated, loss_weight=1.3)
-    weight = weight_of(weight, (N,), dtype)
-    assert_equals_mmdet(
-        'QualityFocalLoss', config, pred, target, weight=weight, avg_factor=avg_factor, reduction_override=reduction
-    )
+def test_quality_focal_loss_equals_mmdet(form, activated, weighting, reduction, avg_factor):
+    config = dict(activated=activated, loss_weight=1.3, reduction=reduction)
+    for dtype in BOTH_DTYPES:
+        pred, target = quality_input(form, activated, dtype)
+        weight = weight_of(weighting, (N,), dtype)
+        assert_equals_mmdet('QualityFocalLoss', config, pred, target, weight=weight, avg_factor=avg_factor)
 
 
-@DTYPES
 @AVERAGES
-@pytest.mark.parametrize('weight', [None, 'full', 'one', 'column', 'row'])
+@pytest.mark.parametrize('weighting', [None, 'full', 'one', 'column', 'row'])
 @pytest.mark.parametrize('iou_weighted', [True, False])
 @pytest.mark.parametrize('form', ['dense', 'soft'])
-def test_varifocal_loss_equals_mmdet(form, iou_weighted, weight, reduction, avg_factor, dtype):
-    pred, target = quality_input(form, dtype=dtype)
-    config = dict(iou_weighted=iou_weighted, loss_weight=0.7)
-    weight = weight_of(weight, (N, C), dtype)
-    assert_equals_mmdet(
-        'VarifocalLoss', config, pred, target, weight=weight, avg_factor=avg_factor, reduction_override=reduction
-    )
+def test_varifocal_loss_equals_mmdet(form, iou_weighted, weighting, reduction, avg_factor):
+    config = dict(iou_weighted=iou_weighted, loss_weight=0.7, reduction=reduction)
+    for dtype in BOTH_DTYPES:
+        pred, target = quality_input(form, dtype=dtype)
+        weight = weight_of(weighting, (N, C), dtype)
+        assert_equals_mmdet('VarifocalLoss', config, pred, target, weight=weight, avg_factor=avg_factor)
 
 
-@DTYPES
 @AVERAGES
-@pytest.mark.parametrize('weight', [None, 'full', 'one'])
-def test_distribution_focal_loss_equals_mmdet(weight, reduction, avg_factor, dtype):
-    pred, target = distance_input(dtype)
-    weight = weight_of(weight, (N,), dtype)
-    config = dict(loss_weight=0.25)
-    assert_equals_mmdet(
-        'DistributionFocalLoss',
-        config,
-        pred,
-        target,
-        weight=weight,
-        avg_factor=avg_factor,
-        reduction_override=reduction,
-    )
+@pytest.mark.parametrize('weighting', [None, 'full', 'one'])
+def test_distribution_focal_loss_equals_mmdet(weighting, reduction, avg_factor):
+    config = dict(loss_weight=0.25, reduction=reduction)
+    for dtype in BOTH_DTYPES:
+        pred, target = distance_input(dtype)
+        weight = weight_of(weighting, (N,), dtype)
+        assert_equals_mmdet('DistributionFocalLoss', config, pred, target, weight=weight, avg_factor=avg_factor)
 
 
 @pytest.mark.parametrize(
@@ -154,9 +145,9 @@ def test_other_exponents_and_factors_equal_mmdet(name, config):
 
 @pytest.mark.parametrize('name', NAMES)
 @REDUCTIONS
-def test_reduction_of_the_constructor_holds_unless_overridden(name, reduction):
-    assert_equals_mmdet(name, dict(reduction=reduction), *loss_input(name))
-    assert_equals_mmdet(name, dict(reduction=reduction), *loss_input(name), reduction_override='none')
+def test_reduction_override_goes_before_the_constructors(name, reduction):
+    assert_equals_mmdet(name, dict(reduction='none'), *loss_input(name), reduction_override=reduction)
+    assert_equals_mmdet(name, dict(reduction='sum'), *loss_input(name), reduction_override=reduction)
 
 
 @settings(max_examples=30, deadline=None)

@@ -750,6 +750,11 @@ class Setup:
         self.progress.note(', '.join(out.splitlines()[-6:]))
 
 
+def stop(number, _):
+    """Turn a signal into an exception, so that what we started is stopped and temporary files go."""
+    raise SetupError(f'stopped by signal {signal.Signals(number).name}')
+
+
 def main(arguments=None):
     parser = argparse.ArgumentParser(description='Make the environment of uotod_mmdet in one step.')
     parser.add_argument('--venv', default=str(ROOT / '.venv'), help='folder of the environment (default: %(default)s)')
@@ -771,19 +776,18 @@ def main(arguments=None):
                 f'Python {dotted(OLDEST_PYTHON)} or later is needed, this is {dotted(sys.version_info[:2])}; '
                 'name another one (make: PYTHON=...).'
             )
-        # Ends as an exception, so that what we started is stopped and temporary files go.
-        for number in (signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, lambda number, _: sys.exit(128 + number))
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, stop)
         setup = Setup(Path(options.venv).expanduser().absolute(), options.torch, cache_dir(options.cache))
         setup.make()
-    except (SetupError, OSError, KeyboardInterrupt) as error:
+    except (SetupError, OSError) as error:
         if setup is not None:
             setup.progress.close_line()
         sys.stdout.flush()
         log = getattr(error, 'log', None)
         if log:
             print(f'--- the last {TAIL_LINES} lines of {log}:\n{tail(log)}\n---', file=sys.stderr)
-        print('setup_env: {}'.format('stopped' if isinstance(error, KeyboardInterrupt) else error), file=sys.stderr)
+        print(f'setup_env: {error}', file=sys.stderr)
         return 1
     return 0
 

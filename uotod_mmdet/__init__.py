@@ -1,13 +1,14 @@
 """Optimal-transport matching and quality-aware losses for MMDetection 3.x."""
 
-from .compat import allow_own_checkpoints, check_versions
 from .version import __version__
+from .versions import check_versions
 
 check_versions()
+
+from .checkpoint import allow_own_checkpoints  # noqa: E402  (the check comes first)
+from .registry import share_with_mmdet  # noqa: E402
+
 allow_own_checkpoints()
-
-from .registry import share_with_mmdet  # noqa: E402  (the checks come first)
-
 share_with_mmdet()
 
 __all__ = ['__version__']

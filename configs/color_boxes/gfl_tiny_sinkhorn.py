@@ -1,27 +1,10 @@
-# Tiny GFL with our losses and unbalanced optimal-transport matching, read hard: what `make demo` trains.
-_base_ = './gfl_tiny_atss.py'
+# Tiny GFL with our losses and unbalanced transport, read hard: what `make demo` trains.
+_base_ = ['./gfl_tiny_atss.py', '../_base_/assigners/dense_sinkhorn.py']
 
 model = dict(
     bbox_head=dict(
         loss_cls=dict(type='uotod_mmdet.QualityFocalLoss'),
         loss_dfl=dict(type='uotod_mmdet.DistributionFocalLoss'),
     ),
-    train_cfg=dict(
-        assigner=dict(
-            _delete_=True,
-            type='uotod_mmdet.UnbalancedSinkhornAssigner',
-            match_costs=[
-                dict(type='IoUCost', iou_mode='giou', weight=1.0),
-                dict(type='uotod_mmdet.PriorCenterCost', weight=1.0),
-                dict(type='uotod_mmdet.InsideGTCost', weight=20.0),
-            ],
-            gt_mass=9,  # about nine anchors a ground truth, fewer where few have their centre inside it
-            reg=0.1,
-            reg_pred=None,
-            reg_target=1.0,
-            background_cost=0.0,
-            normalize_cost=False,
-            tol=1e-2,
-        )
-    ),
+    train_cfg=dict(assigner={{_base_.dense_sinkhorn}}),
 )

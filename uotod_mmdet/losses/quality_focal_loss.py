@@ -58,26 +58,34 @@ def quality_focal_loss(
     check_reduction(NAME, reduction, avg_factor)
     check_pred(NAME, pred, '(N, C)', dims=2)
     check_weight(NAME, weight, pred.shape[:1])
-    p = full_precision(pred)
+    x = full_precision(pred)
     faults: list[Fault] = []
     if activated:
-        illegal = outside(p, 0, 1, roundings=0)
+        illegal = outside(x, 0, 1, roundings=0)
         faults.append((illegal, lambda: f'activated=True takes probabilities in [0, 1]; pred lies in {span(pred)}.'))
-        p = torch.where(illegal, 0.5, p)  # torch aborts the whole CUDA process on an illegal probability
+        x = torch.where(illegal, 0.5, x)  # torch aborts the whole CUDA process on an illegal probability
     if isinstance(target, Tensor):
-        loss = _dense(p, target, beta, activated, faults)
+        check_tensor(NAME, 'target', target, pred.shape, FORMS)
+        faults.append((outside(target, 0, 1), lambda: f'target must lie in [0, 1]; it lies in {span(target)}.'))
+        soft = target.to(x.dtype)
     else:
-        loss = _labelled(p, target, beta, activated, faults)
+        soft = _soft_target(x, target, faults)
+
+    if activated:
+        with torch.autocast(x.device.type, enabled=False):  # autocast refuses the cross-entropy of probabilities
+            entropy = F.binary_cross_entropy(x, soft, reduction='none')
+        distance = soft - x
+    else:
+        entropy = F.binary_cross_entropy_with_logits(x, soft, reduction='none')
+        distance = soft - x.sigmoid()
+    if beta % 2:  # an even power needs no absolute value
+        distance = distance.abs()
+    loss = (entropy * distance.pow(beta)).sum(1)
     return reduce_and_check(NAME, loss, pred, weight, reduction, avg_factor, faults)
 
 
-def _dense(pred: Tensor, target: Tensor, beta: float, activated: bool, faults: list[Fault]) -> Tensor:
-    check_tensor(NAME, 'target', target, pred.shape, FORMS)
-    faults.append((outside(target, 0, 1), lambda: f'target must lie in [0, 1]; it lies in {span(target)}.'))
-    return _entries(pred, target.to(pred.dtype), beta, activated).sum(1)
-
-
-def _labelled(pred: Tensor, target: Sequence[Tensor], beta: float, activated: bool, faults: list[Fault]) -> Tensor:
+def _soft_target(pred: Tensor, target: Sequence[Tensor], faults: list[Fault]) -> Tensor:
+    """Spread (label, score) over (N, C); what is wrong with their values goes to ``faults``."""
     if not isinstance(target, (tuple, list)):
         raise TypeError(f'{NAME}: {FORMS} Got {type(target).__name__}.')
     if len(target) != 2:
@@ -96,27 +104,9 @@ def _labelled(pred: Tensor, target: Sequence[Tensor], beta: float, activated: bo
             lambda: f'score must lie in [0, 1] on foreground rows; there it lies in {span(score[foreground])}.',
         )
     )
-    # Every row rewrites one entry, background rows that of class C - 1 by what it is already: no rows to look up.
+    # A background row writes its 0 to class C - 1, so that no rows have to be looked up.
     column = label.long().clamp(0, classes - 1)[:, None]
-    labelled = _entries(pred.gather(1, column), score.to(pred.dtype)[:, None], beta, activated)
-    zero = pred.new_zeros(()).expand_as(pred)
-    loss = _entropy(pred, zero, activated) * _probability(pred, activated).pow(beta)
-    return loss.scatter(1, column, labelled).sum(1)
-
-
-def _entries(pred: Tensor, target: Tensor, beta: float, activated: bool) -> Tensor:
-    return _entropy(pred, target, activated) * (target - _probability(pred, activated)).abs().pow(beta)
-
-
-def _probability(pred: Tensor, activated: bool) -> Tensor:
-    return pred if activated else pred.sigmoid()
-
-
-def _entropy(pred: Tensor, target: Tensor, activated: bool) -> Tensor:
-    if not activated:
-        return F.binary_cross_entropy_with_logits(pred, target, reduction='none')
-    with torch.autocast(pred.device.type, enabled=False):  # autocast refuses the cross-entropy of probabilities
-        return F.binary_cross_entropy(pred, target, reduction='none')
+    return pred.new_zeros(pred.shape).scatter_(1, column, score.to(pred.dtype)[:, None])
 
 
 def _label_faults(label: Tensor, classes: int) -> list[Fault]:

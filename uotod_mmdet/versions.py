@@ -1,10 +1,8 @@
-"""Checks and small repairs at the border to torch, mmengine, mmcv and mmdet."""
+"""Check that the packages we build on are there, in versions that work together."""
 
 import importlib
 from types import ModuleType
 
-import numpy as np
-import torch
 from packaging.version import Version
 
 _MEND = {
@@ -52,19 +50,3 @@ def check_versions() -> None:
                     f'mmcv {found} has no compiled ops ({error}): mmcv-lite or a build without MMCV_WITH_OPS=1. '
                     f'{_mend("mmcv")}'
                 ) from error
-
-
-def allow_own_checkpoints() -> None:
-    """Let ``torch.load(weights_only=True)``, the default since torch 2.6, read what mmengine writes.
-
-    mmengine's checkpoints hold their logged scalars as ``HistoryBuffer`` objects around numpy arrays.
-    """
-    if not hasattr(torch.serialization, 'add_safe_globals'):  # torch < 2.4 has no allow-list and needs none
-        return
-    from mmengine.logging.history_buffer import HistoryBuffer
-
-    multiarray = importlib.import_module('numpy._core.multiarray' if np.__version__ >= '2' else 'numpy.core.multiarray')
-    dtypes = {type(np.dtype(name)) for name in ('bool', 'int32', 'int64', 'float16', 'float32', 'float64')}
-    torch.serialization.add_safe_globals(
-        [HistoryBuffer, multiarray._reconstruct, multiarray.scalar, np.ndarray, np.dtype, *dtypes]
-    )

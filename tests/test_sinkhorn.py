@@ -1,0 +1,195 @@
+"""The solver against POT and the paper's worked example."""
+
+import math
+
+import numpy as np
+import ot as pot
+import pytest
+import torch
+
+from uotod_mmdet.ot import assignment, sinkhorn
+
+# De Plaen et al., CVPR 2023, Figure 1: cost 1 - GIoU of five predictions to two ground truths; background 0.8.
+FIGURE_COST = [[0.61, 0.96], [1.34, 0.88], [0.88, 0.89], [0.40, 0.65], [1.11, 0.73]]
+# reg_pred, reg_target, and N times the optimum with reg 0.05, solved by POT in float64 to 1e-14.
+FIGURE_PLANS = {
+    'unbalanced to ground truths': (
+        100,
+        0.01,
+        [
+            [0.966083144, 0.001008983, 0.027571121],
+            [1.3441e-05, 0.152364413, 0.840587297],
+            [0.120271422, 0.112780596, 0.759963196],
+            [0.988689695, 0.007629893, 0.00042312],
+            [0.000340498, 0.779261902, 0.214042136],
+        ],
+    ),
+    'balanced': (
+        None,
+        None,
+        [
+            [0.265671963, 0.011645839, 0.722682198],
+            [1.55e-07, 0.073917015, 0.926082829],
+            [0.001556109, 0.061244579, 0.937199312],
+            [0.732765361, 0.237344376, 0.029890263],
+            [6.411e-06, 0.615848191, 0.384145398],
+        ],
+    ),
+    'unbalanced to predictions': (
+        0.01,
+        100,
+        [
+            [0.01880115, 0.002030036, 0.627784661],
+            [9e-09, 0.010082949, 0.629540088],
+            [8.5193e-05, 0.008258975, 0.629826395],
+            [0.977853083, 0.780156762, 0.489624433],
+            [8.19e-07, 0.193835083, 0.60253844],
+        ],
+    ),
+}
+
+
+def figure_problem(dtype):
+    cost = torch.tensor(FIGURE_COST, dtype=dtype)
+    cost = torch.cat([cost, torch.full((5, 1), 0.8, dtype=dtype)], 1)
+    return cost[None], torch.full((1, 5), 0.2, dtype=dtype), torch.tensor([[0.2, 0.2, 0.6]], dtype=dtype)
+
+
+def random_problem(rng, num_rows, num_gts):
+    """Cost and marginals of a detection-like problem, float64."""
+    cost = torch.from_numpy(rng.random((1, num_rows, num_gts + 1)))
+    rows = torch.full((1, num_rows), 1 / num_rows, dtype=torch.float64)
+    columns = torch.full((1, num_gts + 1), 1 / num_rows, dtype=torch.float64)
+    columns[0, -1] = (num_rows - num_gts) / num_rows
+    return cost, rows, columns
+
+
+@pytest.mark.parametrize('name', FIGURE_PLANS)
+@pytest.mark.parametrize('dtype, tol, bound', [(torch.float64, 1e-12, 1e-6), (torch.float32, 1e-6, 1e-4)])
+def test_plans_of_the_papers_figure_are_reproduced(name, dtype, tol, bound):
+    reg_a, reg_b, expected = FIGURE_PLANS[name]
+    result = sinkhorn(*figure_problem(dtype), 0.05, reg_a, reg_b, tol=tol)
+    assert result.converged.all()
+    assert (5 * result.plan[0] - torch.tensor(expected, dtype=dtype)).abs().max() < bound
+
+
+@pytest.mark.parametrize('absorb_above', [None, 0.0])
+@pytest.mark.parametrize('seed', range(12))
+def test_balanced_plan_agrees_with_pot(seed, absorb_above):
+    rng = np.random.default_rng(seed)
+    num_rows = int(rng.integers(2, 120))
+    num_gts = int(rng.integers(0, min(num_rows, 30)))
+    reg = 10 ** rng.uniform(-1.5, 0)
+    cost, rows, columns = random_problem(rng, num_rows, num_gts)
+    result = sinkhorn(cost, rows, columns, reg, tol=1e-11, num_iter=5000, check_every=1, absorb_above=absorb_above)
+    expected = pot.sinkhorn(
+        rows[0].numpy(),
+        columns[0].numpy(),
+        cost[0].numpy(),
+        reg,
+        method='sinkhorn_log',
+        numItermax=20000,
+        stopThr=1e-13,
+        warn=False,
+    )
+    assert result.converged.all()
+    assert num_rows * np.abs(result.plan[0].numpy() - expected).max() < 1e-6
+
+
+@pytest.mark.parametrize('absorb_above', [None, 0.0])
+@pytest.mark.parametrize('seed', range(12))
+def test_unbalanced_plan_agrees_with_pot(seed, absorb_above):
+    rng = np.random.default_rng(100 + seed)
+    num_rows = int(rng.integers(2, 120))
+    num_gts = int(rng.integers(0, min(num_rows, 30)))
+    reg = 10 ** rng.uniform(-1.5, 0)
+    reg_a, reg_b = 10 ** rng.uniform(-3, 1.5, 2)
+    cost, rows, columns = random_problem(rng, num_rows, num_gts)
+    result = sinkhorn(
+        cost, rows, columns, reg, reg_a, reg_b, tol=1e-12, num_iter=5000, check_every=1, absorb_above=absorb_above
+    )
+    expected = pot.unbalanced.sinkhorn_unbalanced(
+        rows[0].numpy(),
+        columns[0].numpy(),
+        cost[0].numpy(),
+        reg,
+        reg_m=(reg_a, reg_b),
+        reg_type='entropy',
+        numItermax=20000,
+        stopThr=1e-14,
+    )
+    assert result.converged.all()
+    assert num_rows * np.abs(result.plan[0].numpy() - expected).max() < 1e-6
+
+
+@pytest.mark.parametrize('reg_a, reg_b', [(None, None), (None, 0.5), (10.0, 0.01), (0.0, 1.0), (1.0, 0.0)])
+def test_a_plan_depends_neither_on_batch_neighbours_nor_on_padding(reg_a, reg_b):
+    rng = np.random.default_rng(0)
+    alone, padded_cost, padded_columns = [], [], []
+    for num_gts in (0, 3, 7):
+        cost, rows, columns = random_problem(rng, 40, num_gts)
+        alone.append(sinkhorn(cost, rows, columns, 0.05, reg_a, reg_b, tol=1e-5).plan[0])
+        padding = 7 - num_gts
+        padded_cost.append(torch.cat([cost.new_zeros(40, padding), cost[0]], 1))
+        padded_columns.append(torch.cat([columns.new_zeros(padding), columns[0]]))
+    together = sinkhorn(
+        torch.stack(padded_cost), rows.expand(3, -1), torch.stack(padded_columns), 0.05, reg_a, reg_b, tol=1e-5
+    ).plan
+    for plan, single in zip(together, alone):
+        padding = 8 - single.size(1)
+        assert plan[:, :padding].eq(0).all()
+        assert 40 * (plan[:, padding:] - single).abs().max() < 1e-10
+
+
+def test_infinite_weights_mean_balanced():
+    cost, rows, columns = random_problem(np.random.default_rng(0), 30, 5)
+    constraint = sinkhorn(cost, rows, columns, 0.1).plan
+    assert torch.equal(sinkhorn(cost, rows, columns, 0.1, math.inf, math.inf).plan, constraint)
+
+
+@pytest.mark.parametrize('reg', [1e-4, 1e-2, 1.0, 10.0])
+@pytest.mark.parametrize('scale', [1e-3, 1.0, 1e4])
+@pytest.mark.parametrize('weights', [(None, None), (1e3, 1e-3), (1e-3, 1e3)])
+def test_extreme_costs_give_finite_plans_and_an_honest_verdict(reg, scale, weights):
+    rng = np.random.default_rng(0)
+    cost, rows, columns = (tensor.float() for tensor in random_problem(rng, 60, 6))
+    result = sinkhorn(scale * cost, rows, columns, reg, *weights, num_iter=50, tol=1e-4)
+    assert torch.isfinite(result.plan).all()
+    assert (result.plan >= 0).all()
+    assert torch.equal(result.converged, result.error <= 1e-4)
+    if weights == (None, None) and result.converged.all():
+        assert (result.plan.sum(2) - rows).abs().sum() < 2e-4
+
+
+def test_stopping_early_is_reported():
+    cost, rows, columns = random_problem(np.random.default_rng(0), 80, 20)
+    result = sinkhorn(cost, rows, columns, 1e-3, num_iter=5, tol=1e-9)
+    assert not result.converged.any()
+    assert result.num_iter.tolist() == [5]
+    row_error = (result.plan.sum(2) - rows).abs().sum()
+    assert row_error > 1e-9
+    assert torch.allclose(result.error, row_error, rtol=1e-6)
+
+
+def test_assignment_has_scipys_total_cost_and_leaves_padding_out():
+    from scipy.optimize import linear_sum_assignment
+
+    rng = np.random.default_rng(0)
+    cost = torch.from_numpy(rng.normal(size=(6, 20, 9)))
+    counts = [0, 1, 4, 9, 9, 2]
+    mask = torch.zeros(6, 9, dtype=torch.bool)
+    for index, count in enumerate(counts):
+        mask[index, rng.permutation(9)[:count]] = True
+    matching = assignment(cost, mask)
+    for index, count in enumerate(counts):
+        real = cost[index][:, mask[index]].numpy()
+        rows, columns = linear_sum_assignment(real)
+        assert matching[index].sum() == count
+        assert matching[index][:, ~mask[index]].sum() == 0
+        assert math.isclose((matching[index] * cost[index]).sum(), real[rows, columns].sum(), abs_tol=1e-12)
+
+
+def test_assignment_of_more_columns_than_rows_uses_every_row_once():
+    matching = assignment(torch.rand(1, 3, 8, generator=torch.Generator().manual_seed(0)))
+    assert matching.sum(2).tolist() == [[1, 1, 1]]
+    assert matching.sum(1).max() == 1
