@@ -3,11 +3,8 @@
 
 Installs torch, mmengine, mmcv with compiled ops, mmdet and this package (editable) into a virtual environment. What
 is there already is respected: an existing environment, a torch in it, a torch of the Python that runs this script (a
-conda environment, say), and other distributions of the modules mmengine, mmcv and mmdet. mmcv comes as source only;
-its wheel is compiled once and cached outside the checkout. A second run takes a fraction of a second.
-
-Needs the standard library only. The syntax is kept old enough for an outdated Python to reach the sentence that says
-so.
+conda environment, say), and other distributions (forks) of the modules mmengine, mmcv and mmdet. mmcv comes as source
+only; its wheel is compiled once and cached outside the checkout. A second run takes a fraction of a second.
 """
 
 import argparse
@@ -20,67 +17,44 @@ import re
 import shlex
 import shutil
 import signal
-import site
 import subprocess
 import sys
-import sysconfig
-import tempfile
 import time
 import zipfile
 from pathlib import Path
+from typing import Optional
+
+if sys.version_info < (3, 9) or os.name != 'posix':
+    sys.exit('setup_env: Python 3.9 or later on Linux or macOS is needed; name another Python (make: PYTHON=...).')
+
+import fcntl  # noqa: E402  (not on Windows)
 
 ROOT = Path(__file__).resolve().parent.parent
-OLDEST_PYTHON = (3, 9)
 TORCH = '2.13.0'
 MMENGINE = 'mmengine>=0.10.4,<0.11'
 MMCV = '2.1.0'
-MMCV_RANGE = ((2, 0), (2, 2))
 MMDET = 'mmdet>=3.3,<3.4'
 SETUPTOOLS = 'setuptools>=64,<81'  # mmcv's setup.py imports pkg_resources, which setuptools 81 begins to drop
 GB = 1024**3
-STAMP = 'uotod_mmdet_env.json'
-TAIL_LINES = 30
 
-# What apt package holds a library that cv2 may miss on a bare Debian or Ubuntu.
-APT_PACKAGES = {
-    'libGL.so.1': 'libgl1',
-    'libgthread-2.0.so.0': 'libglib2.0-0',
-    'libglib-2.0.so.0': 'libglib2.0-0',
-    'libSM.so.6': 'libsm6',
-    'libICE.so.6': 'libice6',
-    'libXext.so.6': 'libxext6',
-    'libXrender.so.1': 'libxrender1',
-    'libX11.so.6': 'libx11-6',
-    'libxcb.so.1': 'libxcb1',
-}
-
-# Runs in the environment's Python; must not import torch, to stay fast. 'foreign' are modules that some other
-# distribution (a fork, a checkout on sys.path) brings.
+# Must not import torch, to stay fast. 'foreign' are modules that come, but not from the distribution of their name.
 PROBE = """
-import importlib.metadata, importlib.util, json, platform, sys, sysconfig
+import importlib.metadata, importlib.util, json, sys, sysconfig
 
-def version(name):
+versions = dict.fromkeys(('torch', 'cv2', 'mmengine', 'mmcv', 'mmcv-lite', 'mmdet', 'uotod_mmdet'))
+for name in versions:
     try:
-        return importlib.metadata.version(name)
+        versions[name] = importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
-        return None
-
-def found(module):
-    spec = importlib.util.find_spec(module)
-    return spec is not None and spec.origin is not None
-
-names = 'torch', 'mmengine', 'mmcv', 'mmcv-lite', 'mmdet', 'uotod_mmdet'
-versions = {name: version(name) for name in names}
-modules = 'torch', 'mmengine', 'mmcv', 'mmdet', 'uotod_mmdet'
+        pass
+versions['mmcv'] = versions['mmcv'] or versions['mmcv-lite']
 print(json.dumps({
-    'python': platform.python_version(),
+    'python': sys.version_info[:3],
     'tag': f'cp{sys.version_info[0]}{sys.version_info[1]}{sys.abiflags}',
     'platform': sysconfig.get_platform(),
-    'site': sysconfig.get_path('purelib'),
     'include': sysconfig.get_path('include'),
     'versions': versions,
-    'missing': [m for m in modules if not found(m)],
-    'foreign': [m for m in modules if found(m) and versions[m] is None],
+    'foreign': [m for m in versions if not versions[m] and getattr(importlib.util.find_spec(m), 'origin', None)],
 }))
 """
 
@@ -88,97 +62,31 @@ print(json.dumps({
 class SetupError(Exception):
     """A reason to stop, as one plain sentence; ``log`` is a file whose end tells more."""
 
-    def __init__(self, message, log=None):
+    def __init__(self, message: str, log: Optional[Path] = None) -> None:
         super().__init__(message)
         self.log = log
 
 
-class Progress:
-    """One line a step with its seconds; a heartbeat every 30 s, in place on a terminal."""
-
-    def __init__(self, steps):
-        self.steps, self.number = steps, 0
-        self.head, self.began, self.last_beat = 'setup', time.monotonic(), 0.0
-        self.line_open = False
-        self.in_place = sys.stdout.isatty()
-
-    def step(self, text):
-        self.number += 1
-        self.head = f'[{self.number}/{self.steps}] {text}'
-        self.began = self.last_beat = time.monotonic()
-        self._write(self.head)
-
-    def beat(self, text=''):
-        """Call this about once a second; it decides what to show."""
-        now = time.monotonic()
-        if not self.in_place and now - self.last_beat < 30:
-            return
-        self.last_beat = now
-        minutes = f'{(now - self.began) / 60:.1f} min'
-        beat = ', '.join(part for part in (minutes, text) if part)
-        if self.in_place:
-            width = shutil.get_terminal_size().columns - 1
-            self._write('\r' + (self.head + ' ... ' + beat)[:width] + '\033[K')
-        else:
-            self.note(beat)
-
-    def note(self, text):
-        self.close_line()
-        print('      ' + text, flush=True)
-
-    def done(self):
-        seconds = f'({time.monotonic() - self.began:.0f} s)'
-        if self.line_open and self.in_place:
-            self._write('\r' + self.head + ' ' + seconds + '\033[K')
-        elif self.line_open:
-            self._write(' ' + seconds)
-        else:
-            self._write('      done ' + seconds)
-        self.close_line()
-
-    def close_line(self):
-        if self.line_open:
-            print(flush=True)
-        self.line_open = False
-
-    def _write(self, text):
-        print(text, end='', flush=True)
-        self.line_open = True
+def say(text: str) -> None:
+    print('      ' + text, flush=True)
 
 
-def shown(path):
-    """Write a path as a user would: relative where it lies below the current folder."""
-    try:
-        return str(Path(path).relative_to(Path.cwd()))
-    except ValueError:
-        return str(path)
+def cache_dir() -> Path:
+    """Return where compiled wheels and the log are kept: UOTOD_CACHE, or uotod_mmdet in the user's cache folder."""
+    if os.environ.get('UOTOD_CACHE'):
+        return Path(os.environ['UOTOD_CACHE']).expanduser().absolute()
+    return Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache').absolute() / 'uotod_mmdet'
 
 
-def cache_dir(chosen=None):
-    """Say where compiled wheels are kept: ``chosen``, else UOTOD_CACHE, else uotod_mmdet in the user's cache folder."""
-    if chosen or os.environ.get('UOTOD_CACHE'):
-        return Path(chosen or os.environ['UOTOD_CACHE']).expanduser().absolute()
-    base = os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache'
-    return Path(base).absolute() / 'uotod_mmdet'
-
-
-def find_compiler():
-    """Return the command of the C++ compiler (CXX if that is set), or None."""
+def require_compiler(include: Path) -> str:
+    """Return the C++ compiler's command; raise SetupError if there is none or ``include`` lacks Python's headers."""
     asked = os.environ.get('CXX', '').strip()
-    if asked:
-        return asked if shutil.which(shlex.split(asked)[0]) else None
-    return next((name for name in ('g++', 'c++', 'clang++') if shutil.which(name)), None)
-
-
-def require_compiler(include):
-    """Return the C++ compiler's command; raise SetupError if there is none or Python's headers are not in include."""
-    compiler = find_compiler()
+    names = [asked] if asked else ['g++', 'c++', 'clang++']
+    compiler = next((name for name in names if shutil.which(name.split()[0])), None)
     if compiler is None:
-        asked = os.environ.get('CXX', '').strip()
-        looked = f'CXX={asked} is not a command' if asked else 'no g++, c++ or clang++ on the PATH'
         raise SetupError(
-            f'mmcv must be compiled, but there is no C++ compiler ({looked}). Install one '
-            '(Debian and Ubuntu: apt install g++) or name it in the environment variable CXX.'
+            f'mmcv must be compiled, but there is no C++ compiler (looked for {", ".join(names)}). Install one (Debian '
+            'and Ubuntu: apt install g++) or name it in the variable CXX.'
         )
     if not (Path(include) / 'Python.h').exists():
         raise SetupError(
@@ -188,574 +96,324 @@ def require_compiler(include):
     return compiler
 
 
-def require_nvcc():
-    """Raise SetupError if the CUDA compiler is missing."""
-    homes = [os.environ.get('CUDA_HOME'), os.environ.get('CUDA_PATH'), '/usr/local/cuda']
-    if shutil.which('nvcc') or any(home and (Path(home) / 'bin' / 'nvcc').exists() for home in homes):
-        return
-    raise SetupError(
-        'There is a GPU, so mmcv must be compiled for CUDA, but there is no nvcc on the PATH nor in CUDA_HOME. Install '
-        f"torch's version of the CUDA toolkit, or choose to work on the CPU: --torch {TORCH}+cpu (make: "
-        f'TORCH={TORCH}+cpu).'
-    )
-
-
-def require_disk(folder, gigabytes, purpose):
+def require_disk(folder: Path, gigabytes: int, purpose: str) -> None:
     """Raise SetupError if the disk that will hold ``folder`` has less than this free."""
     existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
-    free = shutil.disk_usage(str(existing)).free / GB
+    free = shutil.disk_usage(existing).free / GB
     if free < gigabytes:
-        raise SetupError(
-            f'{purpose} needs about {gigabytes} GB of disk in {folder}, but only {free:.1f} GB are free there.'
-        )
+        raise SetupError(f'{purpose} needs about {gigabytes} GB of disk in {folder}, but only {free:.1f} GB are free.')
 
 
-def has_cuda():
-    """Say whether there is a GPU that works: nvidia-smi is there and runs."""
-    if shutil.which('nvidia-smi') is None:
-        return False
-    try:
-        return subprocess.run(['nvidia-smi'], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).returncode == 0
-    except OSError:
-        return False
+def has_cuda() -> bool:
+    """Say whether there is a working GPU, or FORCE_CUDA=1 (mmcv's variable) asks to build for one."""
+    smi = shutil.which('nvidia-smi')
+    works = smi is not None and subprocess.run([smi], capture_output=True).returncode == 0
+    return works or os.environ.get('FORCE_CUDA') == '1'
 
 
-def compile_jobs():
-    """Return how many files to compile at once: MAX_JOBS, or one a core and no more than memory holds."""
-    if os.environ.get('MAX_JOBS', '').isdigit():
-        return max(1, int(os.environ['MAX_JOBS']))
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
-    try:
-        memory = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
-    except (ValueError, OSError):
-        return cores
-    return max(1, min(cores, int(memory / (1.5 * GB))))  # one file takes about 1 GB
+def matches(installed: Optional[str], asked: Optional[str]) -> bool:
+    """Say whether a version is the one asked for; None asks for any, '2.13.0' for '2.13.0+cpu' too."""
+    return installed is not None and (asked is None or installed == asked or installed.startswith(asked + '+'))
 
 
-def dotted(version):
-    return '.'.join(map(str, version))
-
-
-def matches(installed, asked):
-    """Say whether a version is the one asked for; '2.13.0' asks for '2.13.0+cpu' too."""
-    return installed == asked or installed.startswith(asked + '+')
-
-
-def torch_candidates(version, cuda):
+def torch_candidates(version: str, cuda: bool) -> list:
     """List where to find a torch: pairs of a pip requirement with its pip options, best first."""
-    index = 'https://download.pytorch.org/whl/'
-    # Few retries: where that index cannot be reached, the next candidate should get its turn soon.
-    from_index = ['--retries', '1', '--timeout', '20', '--index-url']
-    if '+' in version:
-        return [('torch==' + version, []), ('torch==' + version, [*from_index, index + version.split('+')[1]])]
     plain = ('torch==' + version, [])
+    if '+' in version:
+        # Few retries: where that index cannot be reached, the next candidate should get its turn soon.
+        index = 'https://download.pytorch.org/whl/' + version.split('+')[1]
+        return [plain, (plain[0], ['--retries', '1', '--timeout', '20', '--index-url', index])]
     if cuda or sys.platform == 'darwin':
         return [plain]
-    small = 'torch==' + version + '+cpu'
-    return [(small, []), (small, [*from_index, index + 'cpu']), plain]
+    return [*torch_candidates(version + '+cpu', cuda), plain]
 
 
-def wheel_problem(wheel):
-    """Say what is wrong with an mmcv wheel, or return None."""
-    try:
-        with zipfile.ZipFile(str(wheel)) as archive:
-            if archive.testzip() is not None:
-                return 'is damaged'
-            names = archive.namelist()
-    except (OSError, zipfile.BadZipFile, EOFError, ValueError):
-        return 'is damaged'
-    if not any(re.match(r'mmcv/_ext[^/]*\.(so|pyd)$', name) for name in names):
-        return 'has no compiled ops'
-    return None
-
-
-def checksum(path):
-    digest = hashlib.sha256()
-    with open(str(path), 'rb') as stream:
-        for block in iter(lambda: stream.read(1 << 20), b''):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def checksum_file(wheel):
-    return wheel.with_name(wheel.name + '.sha256')
-
-
-def wheel_folder(cache, tag, platform, torch, ops):
+def wheel_folder(cache: Path, tag: str, platform: str, torch: str, ops: str) -> Path:
     """Return the folder of the mmcv wheel that fits; ops is 'cpu' or 'cuda'. Compiled ops fit one torch only."""
     return cache / 'wheels' / f'{tag}-{platform}-torch{torch}-mmcv{MMCV}-{ops}'
 
 
-def cached_wheel(folder, report=print):
+def checksum(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def checksum_file(wheel: Path) -> Path:
+    return wheel.with_name(wheel.name + '.sha256')
+
+
+def is_whole(wheel: Path) -> bool:
+    """Say whether an mmcv wheel is as it was stored, unpacks and has compiled ops."""
+    try:
+        promised = checksum_file(wheel).read_text().split()[0]
+        with zipfile.ZipFile(wheel) as archive:
+            has_ops = any(re.match(r'mmcv/_ext[^/]*\.so$', name) for name in archive.namelist())
+            return has_ops and promised == checksum(wheel) and archive.testzip() is None
+    except Exception:  # zipfile, zlib and struct each have their own
+        return False
+
+
+def cached_wheel(folder: Path) -> Optional[Path]:
     """Return the usable mmcv wheel of a cache folder or None; a corrupt one is reported and removed."""
     for wheel in sorted(folder.glob('mmcv-*.whl')):
-        try:
-            promised = checksum_file(wheel).read_text().split()[0]
-        except (OSError, IndexError, UnicodeDecodeError):
-            promised = None
-        problem = None if promised == checksum(wheel) else 'does not match its sha256 file'
-        problem = wheel_problem(wheel) or problem
-        if problem is None:
+        if is_whole(wheel):
             return wheel
-        report(f'The cached wheel {wheel} {problem}; it is removed and will be compiled anew.')
+        say(f'The cached wheel {wheel} is damaged or has no compiled ops; it is removed and will be compiled anew.')
         wheel.unlink()
-        if checksum_file(wheel).exists():
-            checksum_file(wheel).unlink()
+        checksum_file(wheel).unlink(missing_ok=True)
     return None
 
 
-def store_wheel(wheel, folder):
+def store_wheel(wheel: Path, folder: Path) -> Path:
     """Move a wheel into a cache folder on the same disk. The checksum goes first: at no moment is there one without."""
     target = folder / wheel.name
     note = checksum_file(wheel)
     note.write_text(f'{checksum(wheel)}  {wheel.name}\n')
-    os.replace(str(note), str(checksum_file(target)))
-    os.replace(str(wheel), str(target))
+    os.replace(note, checksum_file(target))
+    os.replace(wheel, target)
     return target
 
 
-def tail(log, lines=TAIL_LINES):
-    """Return the end of a log; of a verbose pip log the end of what came before pip's own words on the failure."""
-    try:
-        text = Path(log).read_text(errors='replace')
-    except OSError:
-        return ''
-    before, _, after = text.partition('error: subprocess-exited-with-error')
-    return '\n'.join((before if 'See above for output' in after else text).splitlines()[-lines:])
-
-
-def compiler_error(log):
-    """Return the first complaint of the compiler in a compile log, or ''."""
-    found = re.search(r'^.*\berror: (?!subprocess-exited).*$', Path(log).read_text(errors='replace'), re.MULTILINE)
-    return found[0].strip()[:300] if found else ''
-
-
-def ninja_progress(log):
-    """Read from a compile log how far ninja is: '12 of 160 files', or ''."""
-    with open(str(log), 'rb') as stream:
-        stream.seek(max(0, os.path.getsize(str(log)) - (1 << 17)))
-        found = re.findall(rb'^\s*\[(\d+)/(\d+)\] ', stream.read(), re.MULTILINE)
-    if not found:
-        return ''
-    done, total = (int(number) for number in found[-1])
-    return f'{done} of {total} files'
-
-
-def library_hint(message):
-    """Say how to mend a library that cv2 misses, or return ''."""
-    missing = re.search(r'(lib[\w.+-]+\.so[.\d]*): cannot open shared object', message)
-    if not missing:
-        return ''
-    package = APT_PACKAGES.get(missing[1])
-    if package is None:
-        return f' The system library {missing[1]} is missing; install the package that holds it.'
-    return f' The system library {missing[1]} is missing (Debian and Ubuntu: apt install {package}).'
-
-
 @contextlib.contextmanager
-def locked(path, waiting, beat):
+def locked(path: Path):
     """Hold a lock file; it frees itself when the process ends, however that comes."""
-    import fcntl
-
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(str(path), 'w') as handle:
-        while True:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                beat(waiting)
-                time.sleep(1)
-                continue
-            except OSError:
-                pass  # a file system without locks: moves are atomic, so two at once only waste time
-            break
+    with open(path, 'w') as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print('Another set-up is running; waiting for it to end.', flush=True)
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        except OSError:
+            pass  # a file system without locks
         yield
 
 
-def run(command, log, beat, env=None):
-    """Run a command with its output appended to ``log`` and return its exit code; stop it if we are stopped."""
-    with open(str(log), 'a') as out:
-        out.write('\n$ ' + ' '.join(shlex.quote(str(part)) for part in command) + '\n')
-        out.flush()
+def run(command: list, log: Path, env: Optional[dict] = None) -> int:
+    """Run a command with its output appended to ``log`` and a sign of life every 30 s; return its exit code."""
+    command = [str(part) for part in command]
+    began = time.monotonic()
+    with open(log, 'a') as out:
+        print('\n$', shlex.join(command), file=out, flush=True)
+        # Compilers are grandchildren: a session of their own lets us stop them all.
         process = subprocess.Popen(
-            [str(part) for part in command],
-            stdin=subprocess.DEVNULL,
-            stdout=out,
-            stderr=subprocess.STDOUT,
-            env=env,
-            start_new_session=True,  # compilers are grandchildren: a group of their own lets us stop them all
+            command, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, env=env, start_new_session=True
         )
         try:
             while True:
                 try:
-                    return process.wait(timeout=1)
+                    return process.wait(timeout=30)
                 except subprocess.TimeoutExpired:
-                    beat()
+                    files = re.findall(r'^\s*(\[\d+/\d+\]) ', log.read_text(errors='replace'), re.MULTILINE)  # ninja's
+                    say(' '.join([f'{(time.monotonic() - began) / 60:.1f} min', *files[-1:]]))
         finally:
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGTERM)
                 process.wait()
 
 
+def ask(python: Path, code: str) -> subprocess.CompletedProcess:
+    """Run code in a Python, outside the checkout, and return what it wrote."""
+    return subprocess.run([str(python), '-c', code], cwd='/', stdin=subprocess.DEVNULL, capture_output=True, text=True)
+
+
+def probe(python: Path) -> Optional[dict]:
+    """Return what PROBE finds in a Python, or None if that does not run."""
+    try:
+        return json.loads(ask(python, PROBE).stdout.splitlines()[-1])
+    except (OSError, IndexError, ValueError):
+        return None
+
+
 class Setup:
-    """The steps, in order. ``self.env`` is what the probe last saw in the virtual environment."""
+    """The steps, in order. ``self.env`` is what the probe last saw in the virtual environment, None before it is."""
 
-    def __init__(self, venv, torch=None, cache=None):
-        self.venv, self.asked, self.cache = venv, torch, cache or cache_dir()
+    def __init__(self, venv: Path, torch: Optional[str], cache: Path) -> None:
+        self.venv, self.asked, self.cache = venv, torch, cache
         self.python = venv / 'bin' / 'python'
-        self.log = venv / 'setup_env.log'
-        self.constraints = venv / 'constraints.txt'
-        self.built_for = venv / 'mmcv_built_for.txt'
-        self.stamp = venv / STAMP
-        self.cuda = False
-        self.progress = Progress(steps=8)
+        self.log = cache / 'setup_env.log'
+        self.stamp = venv / 'uotod_mmdet_env.json'
         self.env = None
-        self.torch_replaced = False
+        self.pins = []  # what no install may change
+        self.cuda = self.shares_torch = False
 
-    # The stamp
+    def make(self) -> None:
+        if not self.is_ready():
+            with locked(self.cache / 'lock'):
+                if not self.is_ready():  # the one we waited for may have made it
+                    self.make_steps()
+        print(f'The environment {self.venv} is ready.', flush=True)
 
-    def state(self):
-        """Return what a stamp says: a hash of what decides what a run does, and what it installed."""
-        parts = (Path(__file__).read_bytes(), (ROOT / 'setup.py').read_bytes(), str(ROOT).encode())
-        key = hashlib.sha256(b''.join(hashlib.sha256(part).digest() for part in parts)).hexdigest()
-        return {'key': key, 'python': self.env['python'], 'versions': self.env['versions']}
+    def make_steps(self) -> None:
+        self.stamp.unlink(missing_ok=True)
+        self.log.write_text('')
+        steps = [self.check, self.make_venv, self.install_torch, self.install_mmengine, self.install_mmcv]
+        steps += [self.install_packages, self.verify]
+        for number, step in enumerate(steps, 1):
+            print(f'[{number}/{len(steps)}] {step.__name__.replace("_", " ")}', flush=True)
+            step()
+        self.write_stamp()
 
-    def is_ready(self):
+    def state(self) -> dict:
+        """Return what decides what a run does, and what it installed."""
+        return {'root': str(ROOT), 'files': [checksum(Path(__file__)), checksum(ROOT / 'setup.py')], 'env': self.env}
+
+    def is_ready(self) -> bool:
         """Say whether an earlier run came to its end and nothing has changed since."""
+        self.env = probe(self.python)
         try:
             stamp = json.loads(self.stamp.read_text())
         except (OSError, ValueError):
             return False
-        self.probe()
-        return (
-            self.env is not None
-            and stamp == self.state()
-            and not self.env['missing']
-            and (self.asked is None or matches(self.env['versions']['torch'] or '', self.asked))
-        )
+        return self.env is not None and stamp == self.state() and matches(self.env['versions']['torch'], self.asked)
 
-    def write_stamp(self):
-        self.probe()
-        new = self.stamp.with_suffix('.new')
-        new.write_text(json.dumps(self.state(), indent=1))
-        os.replace(str(new), str(self.stamp))
+    def write_stamp(self) -> None:
+        self.env = probe(self.python)
+        self.stamp.write_text(json.dumps(self.state(), indent=1))
 
-    # Helpers
+    def demand(self, code: str, failure: str, hint: str = '') -> str:
+        """Run code in the environment's Python and return what it prints, or raise SetupError."""
+        answer = ask(self.python, code)
+        if answer.returncode:
+            with open(self.log, 'a') as log:
+                log.write(answer.stderr)
+            last = (answer.stderr.strip().splitlines() or ['no message'])[-1].rstrip('.')
+            raise SetupError(f'{failure}: {last}.{hint}', self.log)
+        return answer.stdout
 
-    def ask(self, code):
-        """Run code in the environment's Python, outside the checkout; return (exit code, stdout, stderr)."""
-        try:
-            answer = subprocess.run(
-                [str(self.python), '-c', code],
-                cwd=str(self.venv),
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                text=True,
-            )
-        except OSError as error:
-            return 1, '', str(error)
-        return answer.returncode, answer.stdout, answer.stderr
+    def pip(self, *arguments, env: Optional[dict] = None) -> None:
+        code = run([self.python, '-m', 'pip', *arguments], self.log, env)
+        if code:
+            raise SetupError(f'"pip {arguments[0]} {arguments[-1]}" failed with exit code {code}.', self.log)
 
-    def demand(self, code, failure, hint=''):
-        """Run code as ``ask`` does and return what it prints; if it fails, log its traceback and raise SetupError."""
-        status, out, error = self.ask(code)
-        if status:
-            with open(str(self.log), 'a') as log:
-                log.write(error)
-            last = (error.strip().splitlines() or ['no message'])[-1].rstrip('.')
-            raise SetupError(f'{failure}: {last}.{library_hint(error)}{hint}', self.log)
-        return out
+    def install(self, *requirements) -> None:
+        self.pip('install', *self.pins, *requirements)
 
-    def probe(self):
-        code, out, _ = self.ask(PROBE)
-        self.env = json.loads(out.splitlines()[-1]) if code == 0 else None
-
-    def pip(self, *arguments, what, must=True, log=None, env=None, beat=None):
-        """Run the environment's pip; return whether it succeeded."""
-        log = log or self.log
-        env = dict(env or os.environ, PIP_DISABLE_PIP_VERSION_CHECK='1', PIP_NO_INPUT='1')
-        code = run([self.python, '-m', 'pip', *arguments], log, beat or self.progress.beat, env)
-        if code and must:
-            raise SetupError(f'{what} failed: pip ended with exit code {code}.', log)
-        return code == 0
-
-    def install(self, *requirements, what):
-        constraints = ['-c', self.constraints] if self.constraints.exists() else []
-        self.pip('install', '--progress-bar', 'off', *constraints, *requirements, what=what)
-
-    # The steps
-
-    def make(self):
-        if self.is_ready():
-            print(f'The environment {shown(self.venv)} is up to date.')
-            return
-        self.cuda = has_cuda()
-        began = time.monotonic()
-        lock = self.cache / 'locks' / (hashlib.sha256(str(self.venv).encode()).hexdigest()[:16] + '.lock')
-        with locked(lock, 'waiting for another setup of the same environment', self.progress.beat):
-            self.progress.close_line()
-            if self.is_ready():  # the other one did it
-                print(f'The environment {shown(self.venv)} is up to date.')
-                return
-            if self.stamp.exists():
-                self.stamp.unlink()
-            for step in (
-                self.check,
-                self.make_venv,
-                self.install_torch,
-                self.install_build_tools,
-                self.install_mmengine,
-                self.install_mmcv,
-                self.install_packages,
-                self.verify,
-            ):
-                step()
-                self.progress.done()
-            self.write_stamp()
-        venv = shown(self.venv)
-        print(f'The environment {venv} is ready ({time.monotonic() - began:.0f} s). Activate it: . {venv}/bin/activate')
-
-    def check(self):
+    def check(self) -> None:
         """Find out early what would fail late."""
-        self.progress.step('check compiler and disk')
-        self.probe()
-        if self.env is None:
-            missing = [name for name in ('venv', 'ensurepip') if importlib.util.find_spec(name) is None]
-            if missing:
-                raise SetupError(
-                    f'This Python ({sys.executable}) lacks the module {missing[0]}. Install it (Debian and Ubuntu: '
-                    'apt install python3-venv) or take another Python (make: PYTHON=...).'
-                )
-        elif tuple(int(n) for n in self.env['python'].split('.')[:2]) < OLDEST_PYTHON:
+        if self.env['python'] < [3, 9] if self.env else self.venv.exists() and any(self.venv.iterdir()):
             raise SetupError(
-                f'{shown(self.venv)} holds Python {self.env["python"]}; {dotted(OLDEST_PYTHON)} or later is needed. '
-                'Remove it or choose another folder (--venv; make: VENV=...).'
+                f'{self.venv} is not a virtual environment with a working Python 3.9 or later. Remove it or choose '
+                'another folder (--venv; make: VENV=...).'
             )
-        has_torch = self.env is not None and self.env['versions']['torch'] or self.shared_torch()
-        gpu_torch = self.cuda and '+cpu' not in (self.asked or TORCH)
-        require_disk(self.venv, 1 if has_torch else 12 if gpu_torch else 6, 'The environment')
-        if self.has_mmcv() or self.may_have_wheel():
-            return
+        if self.env is None and not (importlib.util.find_spec('venv') and importlib.util.find_spec('ensurepip')):
+            raise SetupError(
+                f'This Python ({sys.executable}) lacks the module venv or ensurepip. Install it (Debian and Ubuntu: '
+                'apt install python3-venv) or take another Python (make: PYTHON=...).'
+            )
+        # A new environment can see the packages of the Python that makes it, unless that is a virtual one too.
+        seen = self.env or probe(sys.executable)
+        sees_packages = self.env is not None or sys.prefix == sys.base_prefix
+        has_torch = sees_packages and matches(seen['versions']['torch'], self.asked)
+        self.shares_torch = has_torch and self.env is None
+        torch = seen['versions']['torch'] if has_torch else self.asked or TORCH
+        self.cuda = has_cuda() and not torch.endswith('+cpu')
+        require_disk(self.venv, 1 if has_torch else 12 if self.cuda else 6, 'The environment')
+        has_mmcv = has_torch and ('mmcv' in seen['foreign'] or seen['versions']['mmcv'])
+        wheels = wheel_folder(self.cache, seen['tag'], seen['platform'], torch + '*', '*')  # +cpu, say
+        if not has_mmcv and not any(wheels.parent.glob(wheels.name + '/mmcv-*.whl')):
+            self.require_build(seen['include'])
+
+    def require_build(self, include: Path) -> str:
+        """Check what compiling mmcv needs and return the compiler's command."""
         require_disk(self.cache, 2, 'Compiling mmcv')
-        require_compiler(self.env['include'] if self.env else sysconfig.get_path('include'))
-        if gpu_torch and not (has_torch or '').endswith('+cpu'):
-            require_nvcc()
-
-    def shared_torch(self):
-        """Return the version of this very Python's torch where a new environment should use it, else None."""
-        if self.env is not None:
-            return None
-        spec = importlib.util.find_spec('torch')
-        if spec is None or spec.origin is None:
-            return None
-        from importlib.metadata import PackageNotFoundError, version  # Python 3.7 lacks it and should get its sentence
-
-        try:
-            found = version('torch')
-        except PackageNotFoundError:
-            return None
-        return found if self.asked is None or matches(found, self.asked) else None
-
-    def has_mmcv(self):
-        """Guess whether mmcv is there already; install_mmcv looks closely."""
-        if self.env is not None:
-            return 'mmcv' not in self.env['missing']
-        return self.shared_torch() is not None and importlib.util.find_spec('mmcv') is not None
-
-    def may_have_wheel(self):
-        """Guess whether the cache has a fitting wheel; torch's exact version is not known yet."""
-        tag = self.env['tag'] if self.env else f'cp{sys.version_info[0]}{sys.version_info[1]}{sys.abiflags}'
-        torch = self.asked or (self.env and self.env['versions']['torch']) or self.shared_torch() or TORCH
-        folder = wheel_folder(self.cache, tag, sysconfig.get_platform(), torch + '*', '*')
-        return any(folder.parent.glob(folder.name + '/mmcv-*.whl'))
-
-    def make_venv(self):
-        if self.env is not None:
-            self.progress.step(f'virtual environment {shown(self.venv)} (exists)')
-            if self.ask('import pip')[0]:
-                run([self.python, '-m', 'ensurepip'], self.log, self.progress.beat)
-            return
-        self.progress.step(f'virtual environment {shown(self.venv)}')
-        is_venv = (self.venv / 'pyvenv.cfg').exists()
-        if self.venv.exists() and not is_venv and any(self.venv.iterdir()):
+        home = Path(os.environ.get('CUDA_HOME') or '/usr/local/cuda')
+        if self.cuda and not (shutil.which('nvcc') or (home / 'bin' / 'nvcc').exists()):
             raise SetupError(
-                f'{shown(self.venv)} exists and is not a virtual environment. Remove it or choose another folder '
-                '(--venv; make: VENV=...).'
+                'mmcv must be compiled for the GPU, but there is no nvcc on the PATH nor in CUDA_HOME. Install the '
+                f"CUDA toolkit of torch's version, or choose to work on the CPU (make: TORCH={TORCH}+cpu)."
             )
-        if is_venv:
-            self.progress.note('its Python does not run: it is made anew')
-        torch = self.shared_torch()
-        if torch:
-            self.progress.note(f'uses torch {torch} of {sys.executable}')
-        log = self.cache / 'venv.log'
-        options = ['--clear'] + (['--system-site-packages'] if torch else [])
-        if run([sys.executable, '-m', 'venv', *options, self.venv], log, self.progress.beat):
-            raise SetupError('The virtual environment could not be made.', log)
-        self.probe()
-        if self.env is None:
-            raise SetupError(f'The new virtual environment {shown(self.venv)} does not run.', log)
-        if torch and 'torch' in self.env['missing']:
-            # This Python is a virtual environment itself, and those don't nest: add its packages behind ours.
-            folders = [folder for folder in site.getsitepackages() if Path(folder).is_dir()]
-            lines = [f'import site; site.addsitedir({folder!r})' for folder in folders]
-            (Path(self.env['site']) / 'parent_environment.pth').write_text('\n'.join(lines) + '\n')
-            self.probe()
+        return require_compiler(include)
 
-    def install_torch(self):
-        present = self.env['versions']['torch']
-        if 'torch' not in self.env['missing'] and (self.asked is None or matches(present or '', self.asked)):
-            self.progress.step('torch {} (exists)'.format(present or 'of unknown version'))
+    def make_venv(self) -> None:
+        if self.env is None:
+            options = ['--system-site-packages'] if self.shares_torch else []
+            if run([sys.executable, '-m', 'venv', *options, self.venv], self.log):
+                raise SetupError(f'The virtual environment {self.venv} could not be made.', self.log)
+            self.env = probe(self.python)
+        if ask(self.python, 'import pip._internal.cli.main').returncode:  # made without, or half made
+            run([self.python, '-m', 'ensurepip'], self.log)
+
+    def install_torch(self) -> None:
+        if matches(self.env['versions']['torch'], self.asked):
+            say(f'{self.env["versions"]["torch"]} is there')
         else:
+            self.pip('uninstall', '-y', 'mmcv')  # its ops fit the old torch only
             version = self.asked or TORCH
-            self.progress.step(f'torch {version}')
-            self.torch_replaced = True
-            if self.constraints.exists():
-                self.constraints.unlink()
-            candidates = torch_candidates(version, self.cuda)
-            for requirement, options in candidates:
-                if len(candidates) > 2 and '+' not in requirement:
-                    self.progress.note('no build for the CPU alone was found; the full one may be a large download')
-                if self.pip('install', '--progress-bar', 'off', *options, requirement, what='torch', must=False):
+            for requirement, options in torch_candidates(version, self.cuda):
+                say(' from '.join([requirement, *options[-1:]]))
+                if run([self.python, '-m', 'pip', 'install', *options, requirement], self.log) == 0:
                     break
             else:
                 raise SetupError(
-                    f'torch {version} could not be installed for Python {self.env["python"]}. Choose another version '
-                    f'(--torch; make: TORCH=...) or install one into {shown(self.venv)} yourself.',
+                    f'torch {version} could not be installed. Choose another version (--torch; make: TORCH=...) or '
+                    f'install one into {self.venv} yourself.',
                     self.log,
                 )
-            self.probe()
-        # Nothing that comes later may change torch, nor bring a setuptools that cannot build mmcv.
-        lines = [SETUPTOOLS]
+            self.env = probe(self.python)
         torch = self.env['versions']['torch']
-        if torch:
-            lines.append('torch==' + torch)
-            if tuple(int(n) for n in re.findall(r'\d+', torch)[:2]) < (2, 3):
-                lines.append('numpy<2')  # torch before 2.3 was built against numpy 1
-        self.constraints.write_text('\n'.join(lines) + '\n')
+        self.pins = ['torch==' + torch, SETUPTOOLS]
+        if [int(n) for n in re.findall(r'\d+', torch)[:2]] < [2, 3]:
+            self.pins.append('numpy<2')  # torch before 2.3 was built against numpy 1
 
-    def install_build_tools(self):
-        self.progress.step('build tools')
-        self.install(SETUPTOOLS, 'wheel', 'ninja', 'numpy', what='Installing the build tools')
+    def install_mmengine(self) -> None:
+        needed = {'mmengine': MMENGINE, 'cv2': 'opencv-python'}
+        packages = [package for module, package in needed.items() if module not in self.env['foreign']]
+        self.install('wheel', 'ninja', *packages)
+        hint = ' If a system library is missing: apt install libgl1 libglib2.0-0 (Debian and Ubuntu).'
+        self.demand('import cv2', 'OpenCV does not import', hint)
 
-    def install_mmengine(self):
-        foreign = 'mmengine' in self.env['foreign']
-        self.progress.step('mmengine' + (' (exists, from another distribution)' if foreign else ''))
-        # The mmcv wheel is installed without its dependencies (its mmengine might cover a fork), so they come here.
-        others = ['addict', 'opencv-python>=3', 'packaging', 'pillow', 'pyyaml', 'yapf']
-        if self.ask('import cv2')[0] == 0:
-            others.remove('opencv-python>=3')  # opencv-python-headless, say
-        self.install(*([] if foreign else [MMENGINE]), *others, what='Installing mmengine')
-        self.demand('import cv2', 'OpenCV does not import')
-
-    def install_mmcv(self):
-        versions = self.env['versions']
-        if 'mmcv' in self.env['foreign'] and not versions['mmcv-lite']:
-            self.progress.step('mmcv (exists, from another distribution)')
+    def install_mmcv(self) -> None:
+        version = self.env['versions']['mmcv'] or ''
+        fits = re.match(r'2\.[01]\.', version) and ask(self.python, 'import mmcv.ops').returncode == 0
+        if fits or 'mmcv' in self.env['foreign']:
+            say(f'{version or "another distribution"} is there')
             return
-        what = 'import torch; print(torch.__version__, torch.version.cuda is not None)'
-        torch, torch_cuda = self.demand(what, 'torch does not import').split()
-        force = os.environ.get('FORCE_CUDA') or str(int(self.cuda and torch_cuda == 'True'))
-        folder = wheel_folder(
-            self.cache, self.env['tag'], self.env['platform'], torch, 'cuda' if force == '1' else 'cpu'
-        )
-        if self.keeps_mmcv(folder):
-            self.progress.step('mmcv {} (exists)'.format(versions['mmcv']))
-            return
-        self.progress.step(f'mmcv {MMCV} with compiled ops')
-        with locked(folder / '.lock', 'waiting for another setup that compiles mmcv', self.progress.beat):
-            wheel = cached_wheel(folder, self.progress.note)
-            if wheel is None:
-                wheel = self.compile_mmcv(folder, force)
-            if versions['mmcv-lite']:
-                self.pip('uninstall', '-y', 'mmcv-lite', what='Removing mmcv-lite')
-            self.install('--no-deps', '--force-reinstall', wheel, what='Installing mmcv')
+        what = 'import torch; print(torch.__version__, torch.version.cuda)'
+        torch, cuda = self.demand(what, 'torch does not import').split()
+        ops = 'cuda' if self.cuda and cuda != 'None' else 'cpu'
+        folder = wheel_folder(self.cache, self.env['tag'], self.env['platform'], torch, ops)
+        wheel = cached_wheel(folder) or self.compile_mmcv(folder, ops)
+        self.pip('uninstall', '-y', 'mmcv-lite')
+        # Without its dependencies: a fork may stand for the mmengine among them.
+        self.pip('install', '--no-deps', '--force-reinstall', wheel)
         hint = f' If nothing else explains it, remove {wheel} and run this again.'
         self.demand('import mmcv.ops', 'The compiled ops of mmcv do not import', hint)
-        self.built_for.write_text(folder.name + '\n')
 
-    def keeps_mmcv(self, folder):
-        """Say whether the environment's mmcv can stay: right version, its ops import, built for this torch."""
-        version = self.env['versions']['mmcv']
-        if version is None or self.torch_replaced:
-            return False
-        lowest, above = MMCV_RANGE
-        if not lowest <= tuple(int(n) for n in re.findall(r'\d+', version)[:2]) < above:
-            return False
-        if self.built_for.exists() and self.built_for.read_text().strip() != folder.name:
-            return False
-        return self.ask('import mmcv.ops')[0] == 0
-
-    def compile_mmcv(self, folder, force_cuda):
+    def compile_mmcv(self, folder: Path, ops: str) -> Path:
         """Compile mmcv and return its wheel in the cache folder."""
-        compiler = require_compiler(self.env['include'])
-        if force_cuda == '1':
-            require_nvcc()
-        require_disk(folder, 2, 'Compiling mmcv')
-        for left in folder.glob('build-*'):  # of a run that was killed
-            shutil.rmtree(str(left), ignore_errors=True)
-        jobs = compile_jobs()
-        log = folder / 'build.log'
-        if log.exists():
-            log.unlink()
-        log.touch()
-        self.progress.note(
-            f'compiling with {compiler}, {jobs} at once, about {max(1, 20 // jobs)} minutes; log: {shown(log)}'
-        )
-        build = tempfile.mkdtemp(prefix='build-', dir=str(folder))
+        compiler = self.require_build(self.env['include'])
+        build = folder / 'build'
+        shutil.rmtree(build, ignore_errors=True)  # of a run that was killed
+        build.mkdir(parents=True)
+        env = {
+            'MAX_JOBS': str(os.cpu_count()),
+            **os.environ,
+            'MMCV_WITH_OPS': '1',
+            'FORCE_CUDA': str(int(ops == 'cuda')),
+            'CXX': compiler,
+            'TMPDIR': str(build),  # /tmp may be small
+            'PATH': f'{self.python.parent}:{os.environ.get("PATH", "")}',  # ninja
+        }
+        say(f'compiling with {compiler}, {env["MAX_JOBS"]} at once: about 20 minutes on 2 cores; log: {self.log}')
         try:
-            env = dict(
-                os.environ,
-                MMCV_WITH_OPS='1',
-                FORCE_CUDA=force_cuda,
-                MAX_JOBS=str(jobs),
-                CXX=compiler,
-                TMPDIR=build,  # /tmp may be small
-                PATH=os.pathsep.join([str(self.python.parent), os.environ.get('PATH', '')]),  # ninja
-            )
-            # pip's own wheel cache does not know for which torch a wheel was compiled, hence --no-cache-dir.
-            made = self.pip(
-                *('wheel', '-v', '--no-build-isolation', '--no-deps', '--no-cache-dir', '--no-binary', 'mmcv'),
-                *('-w', build, 'mmcv==' + MMCV),
-                what='Compiling mmcv',
-                must=False,
-                log=log,
-                env=env,
-                beat=lambda: self.progress.beat(ninja_progress(log)),
-            )
-            if not made:
-                error = compiler_error(log)
-                raise SetupError(f'mmcv {MMCV} could not be compiled{": " if error else "."}{error}', log)
-            wheels = list(Path(build).glob('mmcv-*.whl'))
-            problem = wheel_problem(wheels[0]) if wheels else 'is missing'
-            if problem:
-                raise SetupError(f'The wheel that pip made of mmcv {MMCV} {problem}.', log)
-            return store_wheel(wheels[0], folder)
+            # pip's own cache does not know for which torch a wheel was compiled.
+            options = ['-v', '--no-build-isolation', '--no-deps', '--no-cache-dir', '--no-binary', 'mmcv', '-w', build]
+            self.pip('wheel', *options, 'mmcv==' + MMCV, env=env)
+            return store_wheel(next(build.glob('mmcv-*.whl')), folder)
         finally:
             shutil.rmtree(build, ignore_errors=True)
 
-    def install_packages(self):
-        foreign = 'mmdet' in self.env['foreign']
-        self.progress.step('mmdet{} and uotod_mmdet'.format(' (exists, from another distribution)' if foreign else ''))
-        if not foreign:
-            self.install(MMDET, what='Installing mmdet')
-        self.install('--no-build-isolation', '-e', str(ROOT) + '[tests,plots]', what='Installing uotod_mmdet')
+    def install_packages(self) -> None:
+        if 'mmdet' not in self.env['foreign']:
+            self.install(MMDET)
+        self.install('--no-build-isolation', '-e', f'{ROOT}[tests,plots]')
 
-    def verify(self):
-        self.progress.step('verify')
-        out = self.demand(
-            'import torch, cv2, mmengine, mmcv, mmcv.ops, mmdet, uotod_mmdet\n'
-            'for m in (torch, cv2, mmengine, mmcv, mmdet, uotod_mmdet): print(m.__name__, m.__version__)',
-            'The environment does not work',
-        )
-        self.progress.note(', '.join(out.splitlines()[-6:]))
+    def verify(self) -> None:
+        self.demand('import torch, cv2, mmengine, mmcv.ops, mmdet.models, uotod_mmdet', 'The environment does not work')
 
 
-def stop(number, _):
-    """Turn a signal into an exception, so that what we started is stopped and temporary files go."""
-    raise SetupError(f'stopped by signal {signal.Signals(number).name}')
-
-
-def main(arguments=None):
+def main(arguments: Optional[list] = None) -> Optional[str]:
+    """Make the environment; return None or, as ``sys.exit`` takes it, the sentence that says why that failed."""
     parser = argparse.ArgumentParser(description='Make the environment of uotod_mmdet in one step.')
     parser.add_argument('--venv', default=str(ROOT / '.venv'), help='folder of the environment (default: %(default)s)')
     parser.add_argument(
@@ -763,34 +421,23 @@ def main(arguments=None):
         default=os.environ.get('TORCH') or None,
         help=f'torch version, say 2.13.0 or 2.13.0+cpu (default: TORCH, else the installed one, else {TORCH})',
     )
-    parser.add_argument(
-        '--cache', help='folder of compiled wheels (default: UOTOD_CACHE, else uotod_mmdet in the cache folder)'
-    )
     options = parser.parse_args(arguments)
-    setup = None
     try:
-        if os.name != 'posix':
-            raise SetupError('This script works on Linux and macOS; on Windows run it in WSL.')
-        if sys.version_info < OLDEST_PYTHON:
-            raise SetupError(
-                f'Python {dotted(OLDEST_PYTHON)} or later is needed, this is {dotted(sys.version_info[:2])}; '
-                'name another one (make: PYTHON=...).'
-            )
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, stop)
-        setup = Setup(Path(options.venv).expanduser().absolute(), options.torch, cache_dir(options.cache))
-        setup.make()
+        Setup(Path(options.venv).expanduser().absolute(), options.torch, cache_dir()).make()
+    except KeyboardInterrupt:
+        return 'setup_env: stopped'
     except (SetupError, OSError) as error:
-        if setup is not None:
-            setup.progress.close_line()
-        sys.stdout.flush()
         log = getattr(error, 'log', None)
         if log:
-            print(f'--- the last {TAIL_LINES} lines of {log}:\n{tail(log)}\n---', file=sys.stderr)
-        print(f'setup_env: {error}', file=sys.stderr)
-        return 1
-    return 0
+            # Of a failed compile, what comes before the traceback of those who ran ninja.
+            lines = log.read_text(errors='replace').partition('ninja: build stopped')[0].splitlines()
+            print('\n'.join([f'--- the end of {log}:', *lines[-30:], '---']), file=sys.stderr)
+        return f'setup_env: {error}'
+    return None
 
 
 if __name__ == '__main__':
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) != signal.SIG_IGN:  # nohup
+            signal.signal(number, signal.default_int_handler)  # as Ctrl-C, so that what we started is stopped too
     sys.exit(main())

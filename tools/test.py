@@ -31,6 +31,7 @@ def main() -> None:
     setup_cache_size_limit_of_dynamo()
     cfg = load_config(args)
     cfg.load_from = args.checkpoint
+    cfg.resume = False  # a resumed run leaves True in the config that it writes into its work folder
     add_custom_hook(cfg, type='uotod_mmdet.CheckpointFitHook')
     if args.show or args.show_dir:
         cfg = trigger_visualization_hook(cfg, args)

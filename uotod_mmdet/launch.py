@@ -50,7 +50,13 @@ def add_custom_hook(cfg: Config, **hook: object) -> None:
 
 def _use_cpu_processes(cfg: Config) -> None:
     """Let several processes train on CPUs: mmengine's own start-up and wrapper ask for a GPU."""
-    cfg.setdefault('model_wrapper_cfg', dict(type='MMDistributedDataParallel', broadcast_buffers=False))
+    wrapper = dict(
+        type='MMDistributedDataParallel',
+        broadcast_buffers=False,
+        find_unused_parameters=cfg.get('find_unused_parameters', False),
+    )
+    wrapper.update(cfg.get('model_wrapper_cfg') or {}, device_ids=None)
+    cfg.model_wrapper_cfg = wrapper
     cfg.env_cfg.setdefault('dist_cfg', {})['backend'] = 'gloo'
     if not is_distributed():
         torch.distributed.init_process_group('gloo')

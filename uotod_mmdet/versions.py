@@ -9,7 +9,8 @@ _MEND = {
     'mmengine': "pip install 'mmengine>=0.10.4,<1'",
     'mmcv': (
         'pip uninstall -y mmcv mmcv-lite && pip install "setuptools<81" wheel ninja && '
-        "MMCV_WITH_OPS=1 pip install --no-build-isolation --no-binary mmcv 'mmcv>=2.0,<2.2'"
+        # pip's own cache of wheels does not know which torch a wheel was compiled for
+        "MMCV_WITH_OPS=1 pip install --no-cache-dir --no-build-isolation --no-binary mmcv 'mmcv>=2.0,<2.2'"
     ),
     'mmdet': "pip install 'mmdet>=3.3,<4'",
 }

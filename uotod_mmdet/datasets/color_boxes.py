@@ -27,10 +27,10 @@ SIZES = {'full': (4800, 960), 'small': (1200, 200), 'mini': (16, 8)}
 SPLITS = ('train', 'val')
 WIDTH, HEIGHT = 500, 400
 MAX_OBJECTS = 30
-SIDE_RANGE = (24.0, 150.0)
-MIN_VISIBLE = 0.3
+SIDE_RANGE = (24.0, 100.0)
+MIN_VISIBLE = 0.5
 HUE_STEP = 18
-HUE_JITTER = 4.0
+HUE_JITTER = 2.0
 JPEG_QUALITY = 90
 
 CLASSES = tuple(f'hue{hue:03d}' for hue in range(0, 360, HUE_STEP))
@@ -44,11 +44,11 @@ _PLACEMENT_TRIES = 20
 def draw_image(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Draw one image of Color Boxes.
 
-    The number of rectangles is uniform on 0..30, their classes are uniform, their sides log-uniform on 24..150 pixels,
+    The number of rectangles is uniform on 0..30, their classes are uniform, their sides log-uniform on 24..100 pixels,
     their angles and places uniform where they lie wholly inside the image; so each box is the exact extent of its
     rectangle, hidden parts included.
 
-    Smaller rectangles lie on top of larger ones, or the small ones would vanish. A rectangle of which less than 30 %
+    Smaller rectangles lie on top of larger ones, or the small ones would vanish. A rectangle of which less than half
     would be visible is placed anew, and left out, annotation and picture, if 20 places fail: a detector is asked for
     no object that others hide, and sees none that is not annotated. Going through the rectangles from top to bottom
     makes one pass exact, since nothing that comes later hides one that was accepted.
@@ -62,7 +62,7 @@ def draw_image(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.nda
     Returns:
         - image: (400, 500, 3) uint8, BGR.
         - boxes: (M, 4) float64, xyxy pixels, the extents of the polygons.
-        - labels: (M,) int64 in [0, 20); class ``c`` has hue ``18 c`` degrees, give or take 4.
+        - labels: (M,) int64 in [0, 20); class ``c`` has hue ``18 c`` degrees, give or take 2.
         - polygons: (M, 4, 2) float64, corners in xy pixels, multiples of 1/16 so that they are exact in JSON.
 
         The rectangles are ordered from top to bottom.
@@ -121,7 +121,7 @@ def _rasterize(polygon: np.ndarray) -> tuple[tuple[slice, slice], np.ndarray]:
 def _draw_color(rng: np.random.Generator, label: int) -> np.ndarray:
     """A BGR colour (3,) uint8 of class ``label``."""
     hue = HUE_STEP * label + rng.uniform(-HUE_JITTER, HUE_JITTER)
-    saturation, value = rng.uniform(0.65, 1, 2)
+    saturation, value = rng.uniform(0.7, 1, 2)
     rgb = colorsys.hsv_to_rgb(hue / 360 % 1, saturation, value)
     return np.round(255 * np.array(rgb[::-1])).astype(np.uint8)
 

@@ -89,8 +89,9 @@ def sinkhorn(
     limit = 30.0 if cost.dtype == torch.float32 else 250.0
     absorb_above = limit / 3 if absorb_above is None else absorb_above
 
-    f, g = cost.new_zeros(batch, rows), cost.new_zeros(batch, columns)
-    f, g = problem.log_steps(f, g, 1)  # centres the kernel
+    # Start from zero, but for empty rows and columns, which stay out; the first step centres the kernel.
+    f, g = (log.masked_fill(~log.isneginf(), 0) for log in (problem.log_a, problem.log_b))
+    f, g = problem.log_steps(f, g, 1)
     done = torch.ones(batch, dtype=torch.long, device=cost.device)
     error = problem.error(f, g)
     active = (error > tol).nonzero().squeeze(1)

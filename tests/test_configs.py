@@ -1,0 +1,63 @@
+"""Every config of ours builds, and does a training step: the full-size ones with full-size models on small images."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from mmdet.registry import DATASETS
+from mmengine.config import Config
+from mmengine.optim import build_optim_wrapper
+from tiny_models import build, images_and_samples
+
+CONFIGS = Path(__file__).resolve().parent.parent / 'configs'
+FULL_SIZE = sorted(path.name for path in (CONFIGS / 'coco').glob('*.py'))
+COLOR_BOXES = sorted(path.name for path in (CONFIGS / 'color_boxes').glob('*.py'))
+
+
+def without_pretrained_weights(model: dict) -> dict:
+    """The config with nothing to download."""
+    for part in model.values():
+        if isinstance(part, dict):
+            if part.get('init_cfg') and part['init_cfg'].get('type') == 'Pretrained':
+                part['init_cfg'] = None
+            without_pretrained_weights(part)
+    return model
+
+
+def step(cfg: Config, batch: dict) -> dict:
+    """One step of the config's optimizer, as the Runner does it."""
+    detector = build(without_pretrained_weights(cfg.model))
+    optim_wrapper = build_optim_wrapper(detector, cfg.optim_wrapper)
+    before = {name: p.detach().clone() for name, p in detector.bbox_head.named_parameters()}
+    losses = detector.train_step(batch, optim_wrapper)
+    changed = [name for name, p in detector.bbox_head.named_parameters() if not torch.equal(p, before[name])]
+    assert len(changed) > len(before) / 2
+    return losses
+
+
+@pytest.mark.parametrize('name', FULL_SIZE)
+def test_full_size_config_does_a_training_step(name):
+    cfg = Config.fromfile(CONFIGS / 'coco' / name)
+    assert cfg.model.train_cfg.assigner.type.startswith('uotod_mmdet.')
+    losses = step(cfg, images_and_samples((3, 1), size=300 if name.startswith('ssd') else 128))
+    assert len(losses) > 2
+    assert all(torch.isfinite(value).all() and value >= 0 for value in losses.values())
+
+
+@pytest.mark.parametrize('name', COLOR_BOXES)
+def test_color_boxes_config_does_a_training_step_on_its_data(name, tmp_path):
+    cfg = Config.fromfile(CONFIGS / 'color_boxes' / name)
+    cfg.train_dataloader.dataset.update(data_root=str(tmp_path), size='mini')
+    dataset = DATASETS.build(cfg.train_dataloader.dataset)
+    items = [dataset[index] for index in range(4)]
+    batch = {key: [item[key] for item in items] for key in ('inputs', 'data_samples')}
+    assert all(0 < len(sample.gt_instances) for sample in batch['data_samples'])
+    losses = step(cfg, batch)
+    assert all(torch.isfinite(value).all() and value >= 0 for value in losses.values())
+
+
+def test_each_sinkhorn_config_has_its_stock_baseline():
+    for path in CONFIGS.glob('[a-z]*/*_sinkhorn*.py'):
+        if path.parent.name != 'coco':
+            family = path.name.split('_sinkhorn')[0]
+            assert len(list(path.parent.glob(f'{family}_*.py'))) == 2

@@ -1,0 +1,120 @@
+"""Stock mmdet heads, built from mmdet's configs, train with our assigners."""
+
+import pytest
+import torch
+from tiny_models import CONFIGS, DENSE, PREDICTION_AWARE, QUERY_BASED, build, images_and_samples, loss_of, tiny_config
+
+PRIOR_COSTS = [
+    dict(type='IoUCost', iou_mode='giou', weight=1.0),
+    dict(type='uotod_mmdet.PriorCenterCost', weight=1.0),
+    dict(type='uotod_mmdet.InsideGTCost', weight=20.0),
+]
+QUERY_COSTS = [
+    dict(type='FocalLossCost', weight=2.0),
+    dict(type='BBoxL1Cost', weight=5.0),
+    dict(type='IoUCost', iou_mode='giou', weight=2.0),
+]
+COSTS = {
+    **dict.fromkeys(DENSE, PRIOR_COSTS),
+    **dict.fromkeys(PREDICTION_AWARE, [dict(type='FocalLossCost', weight=1.0), *PRIOR_COSTS]),
+    **dict.fromkeys(QUERY_BASED, QUERY_COSTS),
+}
+DENSE_MASS = dict(gt_mass=5, reg=0.1, normalize_cost=False, tol=1e-2)
+ONE_TO_ONE = dict(reg=0.02)
+
+
+def assigner(name: str, head: str) -> dict:
+    cfg = dict(type=f'uotod_mmdet.{name}', match_costs=COSTS[head])
+    if name != 'HungarianAssigner':
+        cfg.update(ONE_TO_ONE if head in QUERY_BASED else DENSE_MASS)
+    if name == 'UnbalancedSinkhornAssigner':
+        cfg.update(reg_pred=None, reg_target=1.0)
+    return cfg
+
+
+def image_size(head: str) -> int:
+    return 300 if head == 'SSDHead' else 128
+
+
+@pytest.mark.parametrize('name', ['HungarianAssigner', 'BalancedSinkhornAssigner', 'UnbalancedSinkhornAssigner'])
+@pytest.mark.parametrize('head', CONFIGS)
+def test_stock_head_does_a_training_step(head, name):
+    detector = build(tiny_config(head, assigner(name, head)))
+    assert type(detector.bbox_head).__module__.startswith('mmdet.')
+    ours, results = detector.bbox_head.assigner, []
+    ours.assign = lambda *args, **kwargs: results.append(type(ours).assign(ours, *args, **kwargs)) or results[-1]
+    optimizer = torch.optim.SGD(detector.parameters(), lr=1e-3)
+    loss = loss_of(detector, images_and_samples((3, 0), image_size(head)))
+    loss.backward()
+    optimizer.step()
+    assert torch.isfinite(loss)
+    assert all(torch.isfinite(p.grad).all() for p in detector.parameters() if p.grad is not None)
+    matched = [set(result.gt_inds.tolist()) for result in results]
+    assert {0, 1, 2, 3} in matched  # every ground truth, and the background
+    assert matched[-1] == ({0} if head != 'YOLOXHead' else {0, 1, 2, 3})  # YOLOXHead does not ask about empty images
+
+
+@pytest.mark.parametrize(
+    'head, name, lr',
+    [
+        ('GFLHead', 'UnbalancedSinkhornAssigner', 3e-3),
+        ('RetinaHead', 'BalancedSinkhornAssigner', 3e-3),
+        ('YOLOXHead', 'UnbalancedSinkhornAssigner', 3e-3),
+        ('DETRHead', 'HungarianAssigner', 1e-3),
+    ],
+)
+def test_a_head_of_each_family_overfits_two_images(head, name, lr):
+    model = tiny_config(head, assigner(name, head))
+    for part in ('encoder', 'decoder'):
+        if part in model:
+            for key in ('self_attn_cfg', 'cross_attn_cfg'):
+                model[part].layer_cfg.get(key, {}).pop('dropout', None)
+            model[part].layer_cfg.ffn_cfg.ffn_drop = 0.0
+    detector = build(model)
+    batch = images_and_samples((3, 2), image_size(head))
+    optimizer = torch.optim.AdamW(detector.parameters(), lr=lr)
+    history = []
+    for _ in range(50):
+        optimizer.zero_grad()
+        loss = loss_of(detector, batch)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(detector.parameters(), 10.0)
+        optimizer.step()
+        history.append(loss.item())
+    assert min(history[-5:]) < 0.5 * history[0], history
+
+
+@pytest.mark.parametrize('head', ['GFLHead', 'RetinaHead', 'YOLOXHead', 'DETRHead'])
+def test_images_without_ground_truth_give_a_finite_loss(head):
+    detector = build(tiny_config(head, assigner('UnbalancedSinkhornAssigner', head)))
+    loss = loss_of(detector, images_and_samples((0, 0), image_size(head)))
+    loss.backward()
+    assert torch.isfinite(loss) and loss > 0
+
+
+@pytest.mark.parametrize('head, image', [('YOLOXHead', 'an image'), ('DETRHead', 'image0.jpg')])
+def test_nan_in_predictions_is_named_before_any_loss(head, image):
+    detector = build(tiny_config(head, assigner('UnbalancedSinkhornAssigner', head)))
+    with torch.no_grad():
+        next(p for n, p in detector.bbox_head.named_parameters() if 'cls' in n).fill_(float('nan'))
+    with pytest.raises(ValueError, match=f'FocalLossCost is not finite at .* pairs .* {image}'):
+        loss_of(detector, images_and_samples((3, 2), image_size(head)))
+
+
+def test_labels_outside_the_classes_are_named():
+    detector = build(tiny_config('DETRHead', assigner('HungarianAssigner', 'DETRHead')))
+    batch = images_and_samples((3,))
+    batch['data_samples'][0].gt_instances.labels[0] = 17
+    with pytest.raises(ValueError, match='labels holds .* 17, but the scores have .* num_classes'):
+        loss_of(detector, batch)
+
+
+def test_hungarian_gives_the_detr_loss_of_mmdets_own():
+    batch = images_and_samples((3, 1, 0, 4))
+    stock = tiny_config('DETRHead', dict(type='HungarianAssigner', match_costs=QUERY_COSTS))
+    ours = tiny_config('DETRHead', dict(type='uotod_mmdet.HungarianAssigner', match_costs=QUERY_COSTS))
+    losses = []
+    for model in (stock, ours):
+        detector = build(model, seed=3).eval()  # without dropout
+        losses.append(loss_of(detector, batch))
+    assert torch.equal(*losses)
