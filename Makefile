@@ -19,7 +19,8 @@ env:
 	@$(PYTHON) tools/setup_env.py --venv '$(VENV)' $(if $(TORCH),--torch '$(TORCH)')
 
 demo: env
-	@'$(VENV)/bin/python' tools/demo.py $(ARGS)
+	@'$(VENV)/bin/python' tools/train.py configs/color_boxes/gfl_tiny_sinkhorn.py --work-dir work_dirs/demo $(ARGS)
+	@'$(VENV)/bin/python' tools/show_run.py work_dirs/demo
 
 test: env
 	@'$(VENV)/bin/python' -m pytest $(ARGS)

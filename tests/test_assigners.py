@@ -84,7 +84,7 @@ def test_odd_sizes_have_no_negative_mass_and_finite_plans(name, num_preds, num_g
     assert plan.shape == (2, num_preds, num_gts + 1)
     assert torch.isfinite(plan).all() and (plan >= 0).all()
     if num_gts == 0:
-        assert torch.allclose(plan, torch.ones_like(plan))
+        assert torch.allclose(plan, torch.ones_like(plan), atol=1e-3)
     if num_gts > num_preds > 0:
         assert plan[..., -1].abs().max() < 1e-6  # no mass is left for the background
 
@@ -126,7 +126,9 @@ def test_without_background_all_mass_goes_to_ground_truths():
 
 
 def test_every_ground_truth_keeps_a_prediction_unless_told_otherwise():
-    gt = InstanceData(bboxes=torch.tensor([[0.0, 0, 20, 20], [0, 0, 20, 21], [90, 40, 95, 45]]), labels=torch.zeros(3).long())
+    gt = InstanceData(
+        bboxes=torch.tensor([[0.0, 0, 20, 20], [0, 0, 20, 21], [90, 40, 95, 45]]), labels=torch.zeros(3).long()
+    )
     priors = torch.tensor([[0.0, 0, 20, 20], [2, 0, 22, 20], [150, 0, 170, 20], [80, 30, 110, 60]])
     kwargs = dict(
         match_costs=dict(type='IoUCost', iou_mode='iou'),

@@ -31,7 +31,7 @@ def step(cfg: Config, batch: dict) -> dict:
     before = {name: p.detach().clone() for name, p in detector.bbox_head.named_parameters()}
     losses = detector.train_step(batch, optim_wrapper)
     changed = [name for name, p in detector.bbox_head.named_parameters() if not torch.equal(p, before[name])]
-    assert len(changed) > len(before) / 2
+    assert len(changed) >= len(before) / 2
     return losses
 
 
@@ -44,14 +44,19 @@ def test_full_size_config_does_a_training_step(name):
     assert all(torch.isfinite(value).all() and value >= 0 for value in losses.values())
 
 
+@pytest.fixture(scope='module')
+def data_root(tmp_path_factory):
+    return str(tmp_path_factory.mktemp('color_boxes'))
+
+
 @pytest.mark.parametrize('name', COLOR_BOXES)
-def test_color_boxes_config_does_a_training_step_on_its_data(name, tmp_path):
+def test_color_boxes_config_does_a_training_step_on_its_data(name, data_root):
     cfg = Config.fromfile(CONFIGS / 'color_boxes' / name)
-    cfg.train_dataloader.dataset.update(data_root=str(tmp_path), size='mini')
+    cfg.train_dataloader.dataset.update(data_root=data_root, size='mini')
     dataset = DATASETS.build(cfg.train_dataloader.dataset)
     items = [dataset[index] for index in range(4)]
     batch = {key: [item[key] for item in items] for key in ('inputs', 'data_samples')}
-    assert all(0 < len(sample.gt_instances) for sample in batch['data_samples'])
+    assert all(len(sample.gt_instances) > 0 for sample in batch['data_samples'])
     losses = step(cfg, batch)
     assert all(torch.isfinite(value).all() and value >= 0 for value in losses.values())
 

@@ -2,7 +2,9 @@
 
 import collections
 import importlib.util
+import json
 import os
+import select
 import shutil
 import subprocess
 import sys
@@ -23,6 +25,22 @@ def load_script():
 
 
 setup_env = load_script()
+
+
+@pytest.fixture
+def stub(tmp_path):
+    """Make an environment whose Python is a shell script."""
+
+    def make(script, torch=None):
+        setup = setup_env.Setup(tmp_path / 'venv', torch, tmp_path / 'cache')
+        for folder in (setup.python.parent, setup.cache):
+            folder.mkdir(parents=True, exist_ok=True)
+        setup.python.write_text('#!/bin/sh\n' + script)
+        setup.python.chmod(0o755)
+        setup.env = {'versions': {'torch': '2.13.0+cpu', 'mmcv': None}, 'foreign': [], 'include': str(tmp_path)}
+        return setup
+
+    return make
 
 
 @pytest.fixture
@@ -47,15 +65,22 @@ def store(folder, *names):
 COMPILED = ('mmcv/__init__.py', 'mmcv/_ext.cpython-311-x86_64-linux-gnu.so')
 
 
-def test_whole_cached_wheel_is_used(tmp_path):
+def test_whole_cached_wheel_is_used(tmp_path, capsys):
     wheel = store(tmp_path, *COMPILED)
-    messages = []
-    assert setup_env.cached_wheel(tmp_path, messages.append) == wheel
-    assert messages == []
+    assert setup_env.cached_wheel(tmp_path) == wheel
+    assert capsys.readouterr().out == ''
 
 
 def truncate(wheel):
     os.truncate(wheel, wheel.stat().st_size // 2)
+
+
+def garble(wheel):
+    """Change a byte of the compressed data and promise the changed file."""
+    content = bytearray(wheel.read_bytes())
+    content[len(content) // 3] ^= 0xFF
+    wheel.write_bytes(content)
+    setup_env.checksum_file(wheel).write_text(setup_env.checksum(wheel))
 
 
 def forge_checksum(wheel):
@@ -67,20 +92,21 @@ def lose_checksum(wheel):
 
 
 @pytest.mark.parametrize(
-    ('names', 'damage', 'message'),
+    ('names', 'damage'),
     [
-        (COMPILED, truncate, 'is damaged'),
-        (COMPILED, forge_checksum, 'does not match its sha256 file'),
-        (COMPILED, lose_checksum, 'does not match its sha256 file'),
-        (('mmcv/__init__.py',), lambda wheel: None, 'has no compiled ops'),
+        (COMPILED, truncate),
+        (COMPILED, garble),
+        (COMPILED, forge_checksum),
+        (COMPILED, lose_checksum),
+        (('mmcv/__init__.py',), lambda wheel: None),
     ],
 )
-def test_corrupt_cached_wheel_is_reported_and_removed(tmp_path, names, damage, message):
+def test_corrupt_cached_wheel_is_reported_and_removed(tmp_path, capsys, names, damage):
     wheel = store(tmp_path, *names)
     damage(wheel)
-    messages = []
-    assert setup_env.cached_wheel(tmp_path, messages.append) is None
-    assert len(messages) == 1 and str(wheel) in messages[0] and message in messages[0]
+    assert setup_env.cached_wheel(tmp_path) is None
+    (message,) = capsys.readouterr().out.splitlines()
+    assert str(wheel) in message and 'is damaged or has no compiled ops; it is removed' in message
     assert list(tmp_path.glob('mmcv-*')) == []
 
 
@@ -102,14 +128,13 @@ def test_cache_folder_follows_the_environment(monkeypatch, tmp_path):
     assert setup_env.cache_dir() == tmp_path / 'xdg' / 'uotod_mmdet'
     monkeypatch.setenv('UOTOD_CACHE', str(tmp_path / 'own'))
     assert setup_env.cache_dir() == tmp_path / 'own'
-    assert setup_env.cache_dir(tmp_path / 'flag') == tmp_path / 'flag'
 
 
 def test_missing_compiler_is_named_with_its_cure(no_compiler, monkeypatch):
     with pytest.raises(setup_env.SetupError, match=r'no C\+\+ compiler .*apt install g\+\+'):
         setup_env.require_compiler(include='.')
     monkeypatch.setenv('CXX', 'nonesuch -O2')
-    with pytest.raises(setup_env.SetupError, match='CXX=nonesuch -O2 is not a command'):
+    with pytest.raises(setup_env.SetupError, match='looked for nonesuch -O2'):
         setup_env.require_compiler(include='.')
 
 
@@ -126,48 +151,69 @@ def test_compiler_of_CXX_is_taken_with_its_arguments(no_compiler, monkeypatch, t
 
 def test_missing_compiler_stops_the_script_before_it_makes_anything(no_compiler, tmp_path):
     # No such torch exists, so the script cannot take the one of this Python, with its mmcv.
-    flags = ['--venv', tmp_path / 'venv', '--cache', tmp_path / 'cache', '--torch', '0.0.0']
-    done = subprocess.run([sys.executable, SCRIPT, *flags], capture_output=True, text=True, timeout=60)
+    flags = ['--venv', tmp_path / 'venv', '--torch', '0.0.0']
+    env = dict(os.environ, UOTOD_CACHE=str(tmp_path / 'cache'))
+    done = subprocess.run([sys.executable, SCRIPT, *flags], env=env, capture_output=True, text=True, timeout=60)
     assert done.returncode == 1
     assert done.stderr.startswith('setup_env: mmcv must be compiled, but there is no C++ compiler')
     assert len(done.stderr.splitlines()) == 1
     assert not (tmp_path / 'venv').exists()
 
 
-def test_full_disk_stops_the_script_before_it_makes_anything(monkeypatch, tmp_path, capsys):
+def test_full_disk_stops_the_script_before_it_makes_anything(monkeypatch, tmp_path):
     usage = collections.namedtuple('usage', 'free')(2 * setup_env.GB)
     monkeypatch.setattr(setup_env.shutil, 'disk_usage', lambda path: usage)
     monkeypatch.setattr(setup_env, 'has_cuda', lambda: False)
-    monkeypatch.setattr(setup_env.signal, 'signal', lambda *_: None)
-    flags = ['--venv', str(tmp_path / 'venv'), '--cache', str(tmp_path / 'cache'), '--torch', '0.0.0']
-    assert setup_env.main(flags) == 1
-    assert 'needs about 6 GB of disk' in capsys.readouterr().err
+    with pytest.raises(setup_env.SetupError, match='needs about 6 GB of disk'):
+        setup_env.Setup(tmp_path / 'venv', '0.0.0', tmp_path / 'cache').make()
+    assert not (tmp_path / 'venv').exists()
+
+
+def test_python_without_the_venv_module_is_named_with_its_cure(monkeypatch, tmp_path):
+    monkeypatch.setattr(setup_env.importlib.util, 'find_spec', lambda name: None)
+    with pytest.raises(setup_env.SetupError, match='apt install python3-venv'):
+        setup_env.Setup(tmp_path / 'venv', None, tmp_path / 'cache').make()
     assert not (tmp_path / 'venv').exists()
 
 
 def test_folder_that_is_no_environment_is_left_alone(tmp_path):
-    (tmp_path / 'photo.jpg').touch()
+    (tmp_path / 'venv').mkdir()
+    (tmp_path / 'venv' / 'photo.jpg').touch()
     with pytest.raises(setup_env.SetupError, match='is not a virtual environment'):
-        setup_env.Setup(tmp_path, cache=tmp_path).make_venv()
-    assert (tmp_path / 'photo.jpg').exists()
+        setup_env.Setup(tmp_path / 'venv', None, tmp_path / 'cache').make()
+    assert (tmp_path / 'venv' / 'photo.jpg').exists()
 
 
-def test_stamp_counts_only_while_nothing_has_changed(tmp_path):
-    setup = setup_env.Setup(tmp_path, cache=tmp_path)
-    (tmp_path / 'bin').mkdir()
-    # Stands in for the environment's Python: the one that runs the tests.
-    setup.python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
-    setup.python.chmod(0o755)
+@pytest.mark.parametrize(
+    ('asked', 'prefix', 'shares'), [(None, '/usr', True), ('1.0', '/usr', False), (None, '/a_venv', False)]
+)
+def test_torch_of_the_running_python_is_shared_unless_another_is_asked_for(
+    monkeypatch, tmp_path, asked, prefix, shares
+):
+    seen = {'tag': 'cp311', 'platform': 'p', 'include': '.', 'versions': {'torch': '2.5.0', 'mmcv': '2.1.0'}}
+    monkeypatch.setattr(setup_env, 'probe', lambda python: dict(seen, foreign=[]))
+    monkeypatch.setattr(setup_env.sys, 'base_prefix', '/usr')
+    monkeypatch.setattr(setup_env.sys, 'prefix', prefix)
+    monkeypatch.setattr(setup_env.Setup, 'require_build', lambda setup, include: None)
+    setup = setup_env.Setup(tmp_path / 'venv', asked, tmp_path / 'cache')
+    setup.check()
+    assert setup.shares_torch == shares
+
+
+def test_stamp_counts_only_while_nothing_has_changed(stub):
+    setup = stub(f'exec "{sys.executable}" "$@"')
     assert not setup.is_ready()
     setup.write_stamp()
     torch = setup.env['versions']['torch']
     assert setup.is_ready()
 
-    assert setup_env.Setup(tmp_path, torch=torch).is_ready()
-    assert not setup_env.Setup(tmp_path, torch='0.0.0').is_ready()
+    assert stub(f'exec "{sys.executable}" "$@"', torch=torch).is_ready()
+    assert not stub(f'exec "{sys.executable}" "$@"', torch='0.0.0').is_ready()
 
     stamp = setup.stamp.read_text()
     setup.stamp.write_text(stamp.replace(f'"{torch}"', '"1.0"'))  # as if another torch had come since
+    assert not setup.is_ready()
+    setup.stamp.write_text(stamp[: len(stamp) // 2])  # killed while writing
     assert not setup.is_ready()
     setup.stamp.write_text(stamp)
     setup.python.write_text('#!/nonesuch\n')
@@ -190,23 +236,55 @@ def test_version_without_local_part_asks_for_any_build():
     assert not setup_env.matches('2.13.01', '2.13.0')
 
 
-def test_compile_log_yields_progress_and_the_first_error(tmp_path):
-    log = tmp_path / 'build.log'
-    lines = [f'  [{n}/171] c++ -c {n}.cpp' for n in range(1, 64)]
-    log.write_text('\n'.join(lines))
-    assert setup_env.ninja_progress(log) == '63 of 171 files'
-    assert setup_env.compiler_error(log) == ''
-    lines += ['  ops.cpp:3:10: fatal error: x.h: No such file', '  error: subprocess-exited-with-error']
-    lines += ['  See above for output.'] + ['pip says more'] * 50
-    log.write_text('\n'.join(lines))
-    assert setup_env.compiler_error(log) == 'ops.cpp:3:10: fatal error: x.h: No such file'
-    assert 'x.h' in setup_env.tail(log) and 'pip says more' not in setup_env.tail(log)
+def test_installed_torch_is_pinned_and_forks_are_respected(stub):
+    setup = stub('echo "$@"')
+    setup.env['foreign'] = ['mmengine', 'mmcv', 'mmdet']
+    for step in (setup.install_torch, setup.install_mmengine, setup.install_mmcv, setup.install_packages):
+        step()
+    commands = [line for line in setup.log.read_text().splitlines() if line.startswith('-m pip')]
+    assert len(commands) == 2
+    assert all(line.startswith('-m pip install torch==2.13.0+cpu setuptools') for line in commands)
+    assert not any(name in line for line in commands for name in ('mmengine', 'mmcv=', 'mmdet>='))
 
 
-def test_library_that_cv2_misses_is_named_with_its_package():
-    error = 'ImportError: libGL.so.1: cannot open shared object file: No such file or directory'
-    assert 'apt install libgl1' in setup_env.library_hint(error)
-    assert setup_env.library_hint('ImportError: something else') == ''
+def test_library_that_cv2_misses_is_named_with_its_package(stub):
+    error = 'ImportError: libGL.so.1: cannot open shared object file'
+    setup = stub(f'test "$1" = -m || {{ echo "{error}" >&2; exit 1; }}')
+    with pytest.raises(setup_env.SetupError, match=f'OpenCV does not import: {error}.*apt install libgl1 libglib2.0-0'):
+        setup.install_mmengine()
+
+
+def test_failed_compile_shows_what_the_compiler_said_and_leaves_nothing(stub, monkeypatch, capsys, tmp_path):
+    monkeypatch.setenv('CXX', 'true')
+    monkeypatch.setenv('UOTOD_CACHE', str(tmp_path / 'cache'))
+    (tmp_path / 'Python.h').touch()
+    setup = stub(
+        'echo "x.cpp: error: no such thing"; echo "ninja: build stopped: subcommand failed."\nseq 100000 100100; exit 3'
+    )
+    folder = tmp_path / 'cache' / 'wheels' / 'any'
+    monkeypatch.setattr(setup_env.Setup, 'make', lambda _: setup.compile_mmcv(folder, 'cpu'))
+    message = setup_env.main([])
+    assert message == f'setup_env: "pip wheel mmcv=={setup_env.MMCV}" failed with exit code 3.'
+    error = capsys.readouterr().err
+    assert str(setup.log) in error and 'x.cpp: error: no such thing' in error and '100100' not in error
+    assert list(folder.iterdir()) == []
+
+
+def test_stopped_setup_stops_what_it_started(stub, tmp_path):
+    alive = tmp_path / 'alive'
+    os.mkfifo(alive)
+    reader = os.open(alive, os.O_RDONLY | os.O_NONBLOCK)
+    env = {'python': [3, 11, 0], 'tag': 'cp311', 'platform': 'p', 'include': '.', 'foreign': []}
+    env['versions'] = {'torch': '2.13.0+cpu', 'mmcv': '2.1.0'}
+    # Its pip has a child, as the compiler would be, that holds the pipe open.
+    stub(f'test "$1" = -m || {{ echo \'{json.dumps(env)}\'; exit; }}; (echo on; sleep 60) > {alive} & wait')
+    command = [sys.executable, SCRIPT, '--venv', tmp_path / 'venv']
+    process = subprocess.Popen(command, env=dict(os.environ, UOTOD_CACHE=str(tmp_path)), stderr=subprocess.PIPE)
+    assert select.select([reader], [], [], 30)[0] and os.read(reader, 9) == b'on\n'
+    process.terminate()
+    assert process.communicate(timeout=30)[1] == b'setup_env: stopped\n' and process.returncode == 1
+    assert select.select([reader], [], [], 30)[0] and os.read(reader, 9) == b''
+    os.close(reader)
 
 
 def test_wheel_contains_the_whole_package_and_nothing_else(tmp_path):

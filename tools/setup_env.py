@@ -290,7 +290,9 @@ class Setup:
 
     def check(self) -> None:
         """Find out early what would fail late."""
-        if self.env['python'] < [3, 9] if self.env else self.venv.exists() and any(self.venv.iterdir()):
+        works = self.env is not None and self.env['python'] >= [3, 9]
+        empty = not self.venv.exists() or not any(self.venv.iterdir())
+        if not works and not empty:
             raise SetupError(
                 f'{self.venv} is not a virtual environment with a working Python 3.9 or later. Remove it or choose '
                 'another folder (--venv; make: VENV=...).'

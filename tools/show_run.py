@@ -75,9 +75,7 @@ def draw_detections(cfg: Config, checkpoint: Path, out: Path, num_images: int, s
     step = max(1, len(dataset) // num_images)
     chosen = [dataset.get_data_info(index) for index in range(0, step * num_images, step)][:num_images]
 
-    figure, grid = plt.subplots(
-        len(chosen), 2, figsize=(10, 4 * len(chosen)), squeeze=False, constrained_layout=True
-    )
+    figure, grid = plt.subplots(len(chosen), 2, figsize=(10, 4 * len(chosen)), squeeze=False, constrained_layout=True)
     for info, (left, right) in zip(chosen, grid):
         image = cv2.cvtColor(cv2.imread(info['img_path']), cv2.COLOR_BGR2RGB)
         found = inference_detector(model, info['img_path']).pred_instances.cpu()
@@ -94,9 +92,7 @@ def draw_detections(cfg: Config, checkpoint: Path, out: Path, num_images: int, s
             axes.set_axis_off()
             for (x1, y1, x2, y2), text in boxes:
                 axes.add_patch(plt.Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, ec=color, lw=1.3))
-                axes.text(
-                    x1, y1, text, fontsize=6, va='bottom', bbox=dict(fc='black', ec='none', pad=0.8), color=color
-                )
+                axes.text(x1, y1, text, fontsize=6, va='bottom', bbox=dict(fc='black', ec='none', pad=0.8), color=color)
     figure.savefig(out, dpi=90)
     plt.close(figure)
 
@@ -115,9 +111,7 @@ def main() -> None:
     checkpoint = args.checkpoint or Path((args.work_dir / 'last_checkpoint').read_text().strip())
     if config is None or not checkpoint.exists():
         raise SystemExit(f'{args.work_dir} holds no config (*.py), or its checkpoint {checkpoint} is gone.')
-    draw_detections(
-        Config.fromfile(config), checkpoint, args.work_dir / 'detections.png', args.images, args.score_thr
-    )
+    draw_detections(Config.fromfile(config), checkpoint, args.work_dir / 'detections.png', args.images, args.score_thr)
 
     print(f'\n{"epoch":>5}  ' + '  '.join(f'{name.split("/")[-1]:>12}' for name in ap_names(val)))
     for epoch, line in val.items():

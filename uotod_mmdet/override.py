@@ -1,4 +1,4 @@
-"""Import this module to let our classes take mmdet's names: ``custom_imports = dict(imports=['uotod_mmdet.override'])``.
+"""Let our classes take mmdet's names: ``custom_imports = dict(imports=['uotod_mmdet.override'])``.
 
 An existing config then trains with our losses, assigners and heads with no other edit.
 """

@@ -39,8 +39,7 @@ def _name_unknown_arguments(cls: type) -> None:
         for name in kwargs:
             if name not in known and type(self) is cls:
                 raise TypeError(
-                    f'{cls.__name__} has no argument {name!r}{_did_you_mean(name, known)} '
-                    f'It takes: {", ".join(known)}.'
+                    f'{cls.__name__} has no argument {name!r}{_did_you_mean(name, known)} It takes: {", ".join(known)}.'
                 )
         init(self, *args, **kwargs)
 

@@ -1,5 +1,6 @@
 """What all matching strategies share: from predictions to costs, from costs to a plan, from a plan to AssignResult."""
 
+import logging
 from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any, Optional, Union
@@ -192,12 +193,13 @@ class TransportAssigner(BaseAssigner):
         return gt_inds
 
     def _log_degenerate(self, boxes: Tensor, img_meta: Optional[dict]) -> None:
+        image = (img_meta or {}).get('img_path', 'an image')
         print_log(
-            f'{type(self).__name__}: {len(boxes)} ground truth box(es) of {(img_meta or {}).get("img_path", "an image")} '
+            f'{type(self).__name__}: {len(boxes)} ground truth box(es) of {image} '
             f'without area are matched to nothing, the first: {boxes[0].tolist()}. Clean the annotations, or drop such '
             "boxes with dict(type='FilterAnnotations', min_gt_bbox_wh=(1, 1)) in the pipeline.",
             logger='current',
-            level=30,
+            level=logging.WARNING,
         )
 
 

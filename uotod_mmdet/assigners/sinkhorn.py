@@ -54,9 +54,7 @@ class BalancedSinkhornAssigner(TransportAssigner):
         **kwargs: Any,
     ) -> None:
         super().__init__(match_costs, **kwargs)
-        for name, value in dict(
-            reg=reg, reg_dimless=reg_dimless, num_iter=num_iter, tol=tol, gt_mass=gt_mass
-        ).items():
+        for name, value in dict(reg=reg, reg_dimless=reg_dimless, num_iter=num_iter, tol=tol, gt_mass=gt_mass).items():
             if value is not None and not value > 0:
                 raise ValueError(f'{name} must be positive, got {value}')
         self.reg = reg

@@ -94,9 +94,7 @@ class InsideGTCost(_PriorCost):
         prior_format: As for :class:`PriorCenterCost`.
     """
 
-    def __init__(
-        self, weight: float = 20.0, center_radius: Optional[float] = None, prior_format: str = 'auto'
-    ) -> None:
+    def __init__(self, weight: float = 20.0, center_radius: Optional[float] = None, prior_format: str = 'auto') -> None:
         super().__init__(weight, prior_format)
         if center_radius is not None and not center_radius > 0:
             raise ValueError(f'center_radius must be positive or None, got {center_radius}')
