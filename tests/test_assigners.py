@@ -286,7 +286,7 @@ def test_wrong_shapes_are_named():
 
 def test_costs_on_priors_say_so_where_a_head_has_none():
     pred, gt = detr_image()
-    with pytest.raises(ValueError, match='PriorCenterCost needs pred_instances.priors.*DETRHead'):
+    with pytest.raises(ValueError, match='PriorCenterCost needs priors.*DETRHead'):
         build('HungarianAssigner', match_costs=dict(type='uotod_mmdet.PriorCenterCost')).assign(pred, gt, META)
     with pytest.raises(ValueError, match="box_source='priors' does not fit"):
         build('HungarianAssigner', box_source='priors').assign(pred, gt, META)

@@ -12,7 +12,7 @@ from mmengine.logging import print_log
 from mmengine.structures import InstanceData
 from torch import Tensor
 
-from uotod_mmdet.costs.pairwise import BOX_SOURCES, pairwise_cost, prior_boxes
+from uotod_mmdet.costs.pairwise import BOX_SOURCES, Batch, as_tensor, batch_cost, make_batch, prior_boxes
 from uotod_mmdet.registry import TASK_UTILS
 
 
@@ -56,19 +56,29 @@ class TransportAssigner(BaseAssigner):
         self.keep_every_gt = keep_every_gt
 
     @abstractmethod
-    def _plan(self, cost: Tensor, gt_mask: Tensor) -> Tensor:
+    def _plan(self, cost: Tensor, gt_mask: Tensor, gt_mass: Optional[Tensor]) -> Tensor:
         """Plan (B, N, M + 1) of a finite cost (B, N, M + 1), float32 or float64, whose last column is the background.
 
         B, N >= 1. Padded columns hold cost 0 and must get no mass, as must the last one without ``background``.
         """
 
+    def _cost(self, batch: Batch) -> Tensor:
+        """Cost of each pair, 0 on padding, (B, N, M)."""
+        return batch_cost(self.match_costs, batch)
+
+    def _gt_mass(self, batch: Batch) -> Optional[Tensor]:
+        """Predictions' worth of mass of each ground truth (B, M), for strategies in which it depends on the image."""
+        return None
+
     @torch.no_grad()
-    def match(self, cost: Tensor, gt_mask: Optional[Tensor] = None) -> Tensor:
+    def match(self, cost: Tensor, gt_mask: Optional[Tensor] = None, gt_mass: Optional[Tensor] = None) -> Tensor:
         """Match a batch of images.
 
         Args:
             cost: Cost of each pair, finite on real columns, (B, N, M).
             gt_mask: False on padded ground truths, (B, M). None: all are real.
+            gt_mass: Predictions' worth of mass of each ground truth, (B, M), in place of the assigner's own; only
+                the Sinkhorn strategies heed it.
 
         Returns:
             Plan in the dtype and on the device of ``cost``, (B, N, M + 1), last column the background, scaled so that
@@ -97,7 +107,7 @@ class TransportAssigner(BaseAssigner):
                 f'{image} of the batch: check the predictions for NaN and the costs for fp16 overflow'
             )
         solved = torch.cat([solved, solved.new_full((batch, num_preds, 1), self.background_cost)], dim=2)
-        plan = self._plan(solved, gt_mask) if solved.numel() else solved
+        plan = self._plan(solved, gt_mask, gt_mass) if solved.numel() else solved
         return plan.to(cost.dtype)
 
     @torch.no_grad()
@@ -144,31 +154,26 @@ class TransportAssigner(BaseAssigner):
             raise TypeError(f'{type(self).__name__}.assign got no gt_instances')
 
         num_preds, num_gts = len(pred_instances), len(gt_instances)
-        labels = gt_instances.labels
-        gt_inds = labels.new_zeros(num_preds, dtype=torch.long)
-        if num_preds and num_gts:
-            gt_bboxes = _as_tensor(gt_instances.bboxes)
-            proper = (gt_bboxes[:, 2:] > gt_bboxes[:, :2]).all(1)
-            if not proper.all():
-                self._log_degenerate(gt_bboxes[~proper], img_meta)
-            cost = pairwise_cost(self.match_costs, pred_instances, gt_instances, img_meta, self.box_source)
-            plan = self.match(cost[None], proper[None])[0]
-            gt_inds = self._read_plan(plan, cost, proper)
-
         boxes = pred_instances.bboxes if 'bboxes' in pred_instances else prior_boxes(pred_instances.priors)
-        boxes = _as_tensor(boxes)
-        matched = (gt_inds > 0).nonzero().squeeze(1)
-        max_overlaps = boxes.new_zeros(num_preds, dtype=torch.promote_types(boxes.dtype, torch.float32))
+        boxes = as_tensor(boxes).detach()
+        boxes = boxes.to(torch.promote_types(boxes.dtype, torch.float32))
+        gt_inds = torch.zeros(num_preds, dtype=torch.long, device=boxes.device)
         assigned_labels = torch.full_like(gt_inds, -1)
-        if len(matched):
+        max_overlaps = boxes.new_zeros(num_preds)
+        if num_preds and num_gts:
+            batch = make_batch([pred_instances], [gt_instances], [img_meta or {}], self.box_source)
+            gt_bboxes, gt_mask = batch.gt_bboxes[0], batch.gt_mask[0]
+            if not gt_mask.all():
+                self._log_degenerate(gt_bboxes[~gt_mask], img_meta)
+            cost = self._cost(batch)
+            plan = self.match(cost, batch.gt_mask, self._gt_mass(batch))
+            gt_inds = self._read_plan(plan[0], cost[0], gt_mask)
+            matched = (gt_inds > 0).nonzero().squeeze(1)
             matched_gts = gt_inds[matched] - 1
-            assigned_labels[matched] = labels[matched_gts]
-            overlaps = bbox_overlaps(
-                boxes[matched].to(max_overlaps.dtype), gt_bboxes[matched_gts].to(max_overlaps.dtype), is_aligned=True
-            )
-            max_overlaps[matched] = overlaps
+            assigned_labels[matched] = gt_instances.labels[matched_gts]
+            max_overlaps[matched] = bbox_overlaps(boxes[matched], gt_bboxes[matched_gts], is_aligned=True)
         if self.ignore_iof_thr >= 0 and gt_instances_ignore is not None and len(gt_instances_ignore) and num_preds:
-            iof = bbox_overlaps(boxes, _as_tensor(gt_instances_ignore.bboxes).to(boxes), mode='iof').amax(1)
+            iof = bbox_overlaps(boxes, as_tensor(gt_instances_ignore.bboxes).to(boxes), mode='iof').amax(1)
             gt_inds[(gt_inds == 0) & (iof > self.ignore_iof_thr)] = -1
         return AssignResult(num_gts, gt_inds, max_overlaps, assigned_labels)
 
@@ -201,7 +206,3 @@ class TransportAssigner(BaseAssigner):
             logger='current',
             level=logging.WARNING,
         )
-
-
-def _as_tensor(boxes: Any) -> Tensor:
-    return boxes if isinstance(boxes, Tensor) else boxes.tensor

@@ -5,18 +5,20 @@ from collections.abc import Sequence
 from typing import Any, Optional, Union
 
 import torch
+from mmdet.structures.bbox import bbox_overlaps
 from torch import Tensor
 
-from uotod_mmdet.ot import sinkhorn
+from uotod_mmdet.costs.pairwise import Batch
+from uotod_mmdet.ot import sinkhorn, solve_with_pot
 from uotod_mmdet.registry import TASK_UTILS
 
 from .base import TransportAssigner
 
 
-def _check_positive(**arguments: Optional[float]) -> None:
-    for name, value in arguments.items():
-        if value is not None and not value > 0:
-            raise ValueError(f'{name} must be positive, got {value}')
+def dynamic_k(batch: Batch, topq: int) -> Tensor:
+    """The sum of each ground truth's largest IoUs with the predictions, at least 1, (B, M) (OTA, section 3.3)."""
+    overlaps = bbox_overlaps(batch.bboxes, batch.gt_bboxes)
+    return overlaps.topk(min(topq, overlaps.size(1)), dim=1).values.sum(1).clamp(min=1)
 
 
 @TASK_UTILS.register_module()
@@ -35,7 +37,11 @@ class BalancedSinkhornAssigner(TransportAssigner):
             with costs that hold a large constant, such as InsideGTCost, and give ``reg``.
         num_iter: Iterations at most.
         tol: Stop when the marginals are met up to this share of the total mass.
-        gt_mass: Predictions' worth of mass of a ground truth: 1 for one-to-one, more for dense heads.
+        gt_mass: Predictions' worth of mass of a ground truth: 1 for one-to-one (as in the paper), more for dense
+            heads, or 'dynamic_k': the sum of its ``topq`` largest IoUs, at least 1 (OTA, CVPR 2021, section 3.3).
+        topq: See ``gt_mass``.
+        solver: 'native', or 'pot' for the independent and far slower solver of POT (pip install POT), one image at a
+            time in float64.
         **kwargs: See :class:`TransportAssigner`.
     """
 
@@ -50,12 +56,19 @@ class BalancedSinkhornAssigner(TransportAssigner):
         normalize_cost: bool = True,
         num_iter: int = 200,
         tol: float = 1e-3,
-        gt_mass: float = 1.0,
+        gt_mass: Union[float, str] = 1.0,
+        topq: int = 20,
+        solver: str = 'native',
         **kwargs: Any,
     ) -> None:
         super().__init__(match_costs, **kwargs)
-        for name, value in dict(reg=reg, reg_dimless=reg_dimless, num_iter=num_iter, tol=tol, gt_mass=gt_mass).items():
-            if value is not None and not value > 0:
+        if isinstance(gt_mass, str) and gt_mass != 'dynamic_k':
+            raise ValueError(f"gt_mass must be a positive number or 'dynamic_k', got {gt_mass!r}")
+        if solver not in ('native', 'pot'):
+            raise ValueError(f"solver must be 'native' or 'pot', got {solver!r}")
+        numbers = dict(reg=reg, reg_dimless=reg_dimless, num_iter=num_iter, tol=tol, gt_mass=gt_mass, topq=topq)
+        for name, value in numbers.items():
+            if value is not None and value != 'dynamic_k' and not value > 0:
                 raise ValueError(f'{name} must be positive, got {value}')
         self.reg = reg
         self.reg_dimless = reg_dimless
@@ -63,31 +76,39 @@ class BalancedSinkhornAssigner(TransportAssigner):
         self.num_iter = num_iter
         self.tol = tol
         self.gt_mass = gt_mass
+        self.topq = topq
+        self.solver = solver
 
-    def _plan(self, cost: Tensor, gt_mask: Tensor) -> Tensor:
-        batch, num_preds, _ = cost.shape
+    def _gt_mass(self, batch: Batch) -> Optional[Tensor]:
+        return dynamic_k(batch, self.topq) if self.gt_mass == 'dynamic_k' else None
+
+    def _plan(self, cost: Tensor, gt_mask: Tensor, gt_mass: Optional[Tensor]) -> Tensor:
+        num_preds = cost.size(1)
         if self.normalize_cost:
             largest = cost.abs().amax((1, 2), keepdim=True)
             cost = cost / torch.where(largest > 0, largest, 1)
-        rows, columns = self._marginals(num_preds, gt_mask, cost.dtype)
         reg = self.reg_dimless / (math.log(2 * num_preds) + 1) if self.reg is None else self.reg
-        result = sinkhorn(
-            cost, rows, columns, reg, self.reg_pred, self.reg_target, num_iter=self.num_iter, tol=self.tol
-        )
+        rows, columns = self._marginals(cost, gt_mask, gt_mass)
+        solve = solve_with_pot if self.solver == 'pot' else sinkhorn
+        result = solve(cost, rows, columns, reg, self.reg_pred, self.reg_target, num_iter=self.num_iter, tol=self.tol)
         return num_preds * result.plan
 
-    def _marginals(self, num_preds: int, gt_mask: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    def _marginals(self, cost: Tensor, gt_mask: Tensor, gt_mass: Optional[Tensor]) -> tuple[Tensor, Tensor]:
         """Mass of predictions (B, N) and of ground truths and background (B, M + 1); each side sums to 1."""
-        real = gt_mask.to(dtype)
-        num_gts = real.sum(1, keepdim=True)
-        share = (num_gts * self.gt_mass / num_preds).clamp(max=1)  # of all mass, that ground truths hold
-        if not self.background:
-            share = (num_gts > 0).to(dtype)
-        columns = torch.cat([real * share / num_gts.clamp(min=1), 1 - share], dim=1)
-        rows = torch.full((len(real), num_preds), 1 / num_preds, dtype=dtype, device=real.device)
-        if not self.background:
-            rows = rows * share  # nothing to send where there is no ground truth
-            columns[:, -1] = 0
+        num_preds, real = cost.size(1), gt_mask.to(cost.dtype)
+        if gt_mass is None:
+            if self.gt_mass == 'dynamic_k':
+                raise ValueError("gt_mass='dynamic_k' needs the overlaps of boxes: give match() a gt_mass (B, M)")
+            gt_mass = torch.full_like(real, self.gt_mass)
+        mass = real * gt_mass / num_preds
+        total = mass.sum(1, keepdim=True)
+        if self.background:
+            mass = mass / total.clamp(min=1)
+            columns = torch.cat([mass, 1 - mass.sum(1, keepdim=True).clamp(max=1)], dim=1)
+        else:
+            columns = torch.cat([mass / torch.where(total > 0, total, 1), torch.zeros_like(total)], dim=1)
+        # Without background and ground truths there is nothing to send.
+        rows = columns.sum(1, keepdim=True).expand(-1, num_preds) / num_preds
         return rows, columns
 
 

@@ -1,105 +1,227 @@
-"""The cost matrix of an image from mmdet's match costs."""
+"""The costs of a whole batch of images from mmdet's match costs."""
 
 from collections.abc import Sequence
-from typing import Optional
+from typing import Any, NamedTuple, Optional
 
 import torch
+from mmdet.models.task_modules.assigners.match_cost import BBoxL1Cost, ClassificationCost, FocalLossCost, IoUCost
+from mmdet.structures.bbox import bbox_overlaps, bbox_xyxy_to_cxcywh
 from mmengine.structures import InstanceData
 from torch import Tensor
 
-from .prior_costs import prior_centers_and_sizes
+from .prior_costs import InsideGTCost, PriorCenterCost, PriorCost, prior_centers_and_sizes
 
 BOX_SOURCES = ('auto', 'bboxes', 'priors')
 
 
+class Batch(NamedTuple):
+    """Predictions and padded ground truths of B images, in float32 or float64."""
+
+    bboxes: Tensor  # (B, N, 4) xyxy pixels, predicted or priors as box_source says
+    scores: Optional[Tensor]  # (B, N, C) as the head gives them, logits for most
+    priors: Optional[Tensor]  # (B, N, 4)
+    gt_bboxes: Tensor  # (B, M, 4) xyxy pixels
+    gt_labels: Tensor  # (B, M)
+    gt_mask: Tensor  # (B, M) False on padding and on boxes without area
+    pred_instances: Sequence[InstanceData]
+    gt_instances: Sequence[InstanceData]
+    img_metas: Sequence[dict]
+
+
+def as_tensor(boxes: Any) -> Tensor:
+    """The tensor of boxes that may come as mmdet's box type."""
+    return boxes if isinstance(boxes, Tensor) else boxes.tensor
+
+
 def prior_boxes(priors: Tensor) -> Tensor:
-    """Priors as boxes (x1, y1, x2, y2), pixels, (N, 4): a point becomes the square of one stride around it."""
+    """Priors as boxes (x1, y1, x2, y2), pixels, (..., N, 4): a point becomes the square of one stride around it."""
     centers, sizes = prior_centers_and_sizes(priors)
-    return torch.cat([centers - sizes / 2, centers + sizes / 2], dim=1)
+    return torch.cat([centers - sizes / 2, centers + sizes / 2], dim=-1)
 
 
-def pairwise_cost(
-    match_costs: Sequence,
-    pred_instances: InstanceData,
-    gt_instances: InstanceData,
-    img_meta: Optional[dict] = None,
+def make_batch(
+    pred_instances: Sequence[InstanceData],
+    gt_instances: Sequence[InstanceData],
+    img_metas: Optional[Sequence[dict]] = None,
     box_source: str = 'auto',
-) -> Tensor:
-    """Sum of the match costs of one image.
+) -> Batch:
+    """Stack the predictions and pad the ground truths of a batch of images.
 
     Args:
-        match_costs: mmdet match costs, or any callables of their signature.
-        pred_instances: N predictions with what the costs read: ``scores`` (logits for mmdet's classification costs),
-            ``bboxes`` (N, 4), ``priors`` (N, 4); boxes in pixels.
-        gt_instances: M ground truths with ``bboxes`` (M, 4) in pixels and ``labels`` (M,).
-        img_meta: The image's meta information; BBoxL1Cost reads ``img_shape``.
+        pred_instances: For each of B images N predictions with what the costs read: ``scores`` (N, C), ``bboxes``
+            (N, 4), ``priors`` (N, 4); boxes in pixels.
+        gt_instances: For each image its ground truths: ``bboxes`` (M_i, 4) pixels, ``labels`` (M_i,).
+        img_metas: Meta information of each image; BBoxL1Cost reads ``img_shape``.
         box_source: What the costs see as ``bboxes``: 'bboxes', 'priors', or 'auto' (priors where there are no bboxes).
 
-    Returns:
-        Cost in float32 (float64 if the boxes are), (N, M).
-
     Raises:
-        ValueError: If a cost is not finite (naming the image, the cost and how many entries), or a label is not a
-            class of the scores.
+        ValueError: If ``box_source`` does not fit, or a label is not a class of the scores.
     """
-    pred_instances = _with_boxes(pred_instances, box_source)
-    gt_bboxes = gt_instances.bboxes
-    if not isinstance(gt_bboxes, Tensor):  # mmdet's HorizontalBoxes
-        gt_instances = InstanceData(**{**dict(gt_instances.items()), 'bboxes': gt_bboxes.tensor})
-    _check_labels(pred_instances, gt_instances)
-    dtype = torch.promote_types(gt_instances.bboxes.dtype, torch.float32)
-    total = torch.zeros(len(pred_instances), len(gt_instances), dtype=dtype, device=gt_instances.bboxes.device)
-    with torch.autocast(total.device.type, enabled=False):
-        for match_cost in match_costs:
-            cost = match_cost(pred_instances=pred_instances, gt_instances=gt_instances, img_meta=img_meta)
-            total += cost.detach().to(dtype)
-    if not torch.isfinite(total).all():
-        _raise_not_finite(match_costs, pred_instances, gt_instances, img_meta)
-    return total
-
-
-def _with_boxes(pred_instances: InstanceData, box_source: str) -> InstanceData:
-    """Predictions in float32 with ``bboxes`` as ``box_source`` says."""
-    fields = {name: value for name, value in pred_instances.items() if isinstance(value, Tensor)}
+    fields = {}
+    for name in ('bboxes', 'scores', 'priors'):
+        if all(name in pred for pred in pred_instances):
+            stacked = torch.stack([as_tensor(pred[name]).detach() for pred in pred_instances])
+            fields[name] = stacked.to(torch.promote_types(stacked.dtype, torch.float32))
     if 'priors' in fields and (box_source == 'priors' or (box_source == 'auto' and 'bboxes' not in fields)):
         fields['bboxes'] = prior_boxes(fields['priors'])
     if 'bboxes' not in fields or (box_source == 'priors' and 'priors' not in fields):
         raise ValueError(
-            f'box_source={box_source!r} does not fit predictions that hold {sorted(pred_instances.keys())}: '
+            f'box_source={box_source!r} does not fit predictions that hold {sorted(pred_instances[0].keys())}: '
             'this head gives the assigner ' + ('no priors.' if 'bboxes' in fields else "priors only; use 'auto'.")
         )
-    for name, value in fields.items():
-        if value.dtype in (torch.float16, torch.bfloat16):
-            fields[name] = value.float()
-    return InstanceData(**fields)
+    bboxes = fields['bboxes']
+    counts = [len(gt) for gt in gt_instances]
+    gt_bboxes = bboxes.new_zeros(len(counts), max(counts), 4)
+    gt_labels = gt_instances[0].labels.new_zeros(gt_bboxes.shape[:2])
+    for index, gt in enumerate(gt_instances):
+        gt_bboxes[index, : counts[index]] = as_tensor(gt.bboxes).to(bboxes.dtype)
+        gt_labels[index, : counts[index]] = gt.labels
+    _check_labels(gt_labels, fields.get('scores'))
+    gt_mask = (gt_bboxes[..., 2:] > gt_bboxes[..., :2]).all(-1)
+    return Batch(
+        bboxes,
+        fields.get('scores'),
+        fields.get('priors'),
+        gt_bboxes,
+        gt_labels,
+        gt_mask,
+        pred_instances,
+        gt_instances,
+        img_metas or [{}] * len(counts),
+    )
 
 
-def _check_labels(pred_instances: InstanceData, gt_instances: InstanceData) -> None:
-    if 'scores' not in pred_instances or pred_instances.scores.dim() != 2 or not len(gt_instances):
-        return
-    labels, num_classes = gt_instances.labels, pred_instances.scores.size(1)
-    if bool(((labels < 0) | (labels >= num_classes)).any()):
+def batch_cost(match_costs: Sequence, batch: Batch) -> Tensor:
+    """Sum of the match costs.
+
+    mmdet's ClassificationCost, FocalLossCost, BBoxL1Cost and IoUCost and our PriorCenterCost and InsideGTCost are
+    computed for the whole batch at once; any other is called one image at a time.
+
+    Args:
+        match_costs: mmdet match costs, or any callables of their signature.
+        batch: What :func:`make_batch` returns.
+
+    Returns:
+        Costs in the dtype of the boxes, 0 on padding, (B, N, M).
+
+    Raises:
+        ValueError: If a cost is not finite, naming the image, the cost and how many entries; or if a cost reads what
+            the head does not give.
+    """
+    total = batch.bboxes.new_zeros(*batch.bboxes.shape[:2], batch.gt_bboxes.size(1))
+    with torch.autocast(total.device.type, enabled=False), torch.no_grad():
+        for match_cost in match_costs:
+            total += _term(match_cost, batch)
+    total = torch.where(batch.gt_mask[:, None], total, 0)
+    if not torch.isfinite(total).all():
+        _raise_not_finite(match_costs, batch, total)
+    return total
+
+
+def _term(match_cost: Any, batch: Batch) -> Tensor:
+    """One match cost of the batch, (B, N, M), anything on padding."""
+    compute = _BATCHED.get(type(match_cost))
+    if compute is None or (type(match_cost) is FocalLossCost and match_cost.binary_input):
+        return _one_image_at_a_time(match_cost, batch)
+    return compute(match_cost, batch)
+
+
+def _one_image_at_a_time(match_cost: Any, batch: Batch) -> Tensor:
+    term = batch.bboxes.new_zeros(*batch.bboxes.shape[:2], batch.gt_bboxes.size(1))
+    for index, (pred, gt) in enumerate(zip(batch.pred_instances, batch.gt_instances)):
+        if len(gt):
+            pred = InstanceData(**{**dict(pred.items()), 'bboxes': batch.bboxes[index]})
+            gt = InstanceData(**{**dict(gt.items()), 'bboxes': batch.gt_bboxes[index, : len(gt)]})
+            term[index, :, : len(gt)] = match_cost(
+                pred_instances=pred, gt_instances=gt, img_meta=batch.img_metas[index]
+            )
+    return term
+
+
+def _scores(match_cost: Any, batch: Batch) -> Tensor:
+    if batch.scores is None:
         raise ValueError(
-            f'gt_instances.labels holds {labels.min().item()} to {labels.max().item()}, but the scores have '
+            f'{type(match_cost).__name__} needs scores, but this head gives the assigner only '
+            f'{sorted(batch.pred_instances[0].keys())}: leave the cost out, or use a prediction-aware head.'
+        )
+    return batch.scores
+
+
+def _classification(match_cost: ClassificationCost, batch: Batch) -> Tensor:
+    return -match_cost.weight * _of_gt_class(_scores(match_cost, batch).softmax(-1), batch)
+
+
+def _focal(match_cost: FocalLossCost, batch: Batch) -> Tensor:
+    prob = _of_gt_class(_scores(match_cost, batch), batch).sigmoid()
+    alpha, gamma, eps = match_cost.alpha, match_cost.gamma, match_cost.eps
+    negative = -(1 - prob + eps).log() * (1 - alpha) * prob.pow(gamma)
+    positive = -(prob + eps).log() * alpha * (1 - prob).pow(gamma)
+    return match_cost.weight * (positive - negative)
+
+
+def _of_gt_class(values: Tensor, batch: Batch) -> Tensor:
+    """From (B, N, C) the column of each ground truth's class, (B, N, M)."""
+    return values.gather(2, batch.gt_labels[:, None].expand(-1, values.size(1), -1))
+
+
+def _box_l1(match_cost: BBoxL1Cost, batch: Batch) -> Tensor:
+    if not all('img_shape' in meta for meta in batch.img_metas):
+        raise ValueError('BBoxL1Cost needs img_meta with img_shape, which this head does not give the assigner.')
+    sizes = batch.bboxes.new_tensor([[w, h, w, h] for h, w in (meta['img_shape'][:2] for meta in batch.img_metas)])
+    boxes, gt_bboxes = batch.bboxes, batch.gt_bboxes
+    if match_cost.box_format == 'xywh':
+        boxes, gt_bboxes = bbox_xyxy_to_cxcywh(boxes), bbox_xyxy_to_cxcywh(gt_bboxes)
+    return match_cost.weight * torch.cdist(boxes / sizes[:, None], gt_bboxes / sizes[:, None], p=1)
+
+
+def _iou(match_cost: IoUCost, batch: Batch) -> Tensor:
+    return -match_cost.weight * bbox_overlaps(batch.bboxes, batch.gt_bboxes, mode=match_cost.iou_mode)
+
+
+def _prior(match_cost: PriorCost, batch: Batch) -> Tensor:
+    if batch.priors is None:
+        raise ValueError(
+            f'{type(match_cost).__name__} needs priors, but this head gives the assigner only '
+            f'{sorted(batch.pred_instances[0].keys())}: it suits heads with anchors or points, not query-based ones '
+            'such as DETRHead.'
+        )
+    return match_cost.cost(batch.priors, batch.gt_bboxes)
+
+
+# By exact type: a subclass may compute something else.
+_BATCHED = {
+    ClassificationCost: _classification,
+    FocalLossCost: _focal,
+    BBoxL1Cost: _box_l1,
+    IoUCost: _iou,
+    PriorCenterCost: _prior,
+    InsideGTCost: _prior,
+}
+
+
+def _check_labels(gt_labels: Tensor, scores: Optional[Tensor]) -> None:
+    if scores is None or not gt_labels.numel():
+        return
+    num_classes = scores.size(-1)
+    if bool(((gt_labels < 0) | (gt_labels >= num_classes)).any()):
+        raise ValueError(
+            f'gt_instances.labels holds {gt_labels.min().item()} to {gt_labels.max().item()}, but the scores have '
             f'{num_classes} classes: set num_classes of the head to the number of classes of the data set, and check '
             "the data set's metainfo."
         )
 
 
-def _raise_not_finite(
-    match_costs: Sequence, pred_instances: InstanceData, gt_instances: InstanceData, img_meta: Optional[dict]
-) -> None:
-    image = (img_meta or {}).get('img_path', 'an image')
+def _raise_not_finite(match_costs: Sequence, batch: Batch, total: Tensor) -> None:
+    index = int((~torch.isfinite(total)).flatten(1).any(1).nonzero()[0])
+    name, bad = 'the sum of the match costs', int((~torch.isfinite(total[index])).sum())
     for match_cost in match_costs:
-        cost = match_cost(pred_instances=pred_instances, gt_instances=gt_instances, img_meta=img_meta)
-        bad = int((~torch.isfinite(cost)).sum())
-        if bad:
-            name = type(match_cost).__name__
+        term = torch.where(batch.gt_mask[index], _term(match_cost, batch)[index], 0)
+        if not torch.isfinite(term).all():
+            name, bad = type(match_cost).__name__, int((~torch.isfinite(term)).sum())
             break
-    else:
-        name, bad = 'the sum of the match costs', cost.numel()
+    image = batch.img_metas[index].get('img_path', 'an image' if len(total) == 1 else f'image {index} of the batch')
     raise ValueError(
-        f'{name} is not finite at {bad} of {cost.numel()} pairs of prediction and ground truth of {image}. '
-        'Usual causes: a model that has diverged (lower the learning rate, or clip gradients with '
-        "optim_wrapper.clip_grad=dict(max_norm=...)), fp16 overflow, or NaN in the annotations' boxes."
+        f'{name} is not finite at {bad} of {total.size(1) * int(batch.gt_mask[index].sum())} pairs of prediction and '
+        f'ground truth of {image}. Usual causes: a model that has diverged (lower the learning rate, or clip '
+        "gradients with optim_wrapper.clip_grad=dict(max_norm=...)), fp16 overflow, or NaN in the annotations' boxes."
     )

@@ -16,22 +16,23 @@ def prior_centers_and_sizes(priors: Tensor, prior_format: str = 'auto') -> tuple
     """Centres and units of length of a dense head's priors.
 
     Args:
-        priors: Anchors (x1, y1, x2, y2) or points (x, y, stride_x, stride_y), pixels, (N, 4).
+        priors: Anchors (x1, y1, x2, y2) or points (x, y, stride_x, stride_y), pixels, (..., N, 4).
         prior_format: 'anchor', 'point', or 'auto': points if the last two columns are equal in every row, which no
             grid of anchors can do.
 
     Returns:
-        Centres (N, 2) and units (N, 2), pixels: an anchor's width and height, a point's strides.
+        Centres (..., N, 2) and units (..., N, 2), pixels: an anchor's width and height, a point's strides.
     """
     if prior_format == 'auto':
-        prior_format = 'point' if len(priors) > 1 and bool((priors[:, 2] == priors[:, 3]).all()) else 'anchor'
+        alike = priors.size(-2) > 1 and bool((priors[..., 2] == priors[..., 3]).all())
+        prior_format = 'point' if alike else 'anchor'
     if prior_format == 'point':
-        return priors[:, :2], priors[:, 2:]
-    return (priors[:, :2] + priors[:, 2:]) / 2, priors[:, 2:] - priors[:, :2]
+        return priors[..., :2], priors[..., 2:]
+    return (priors[..., :2] + priors[..., 2:]) / 2, priors[..., 2:] - priors[..., :2]
 
 
-class _PriorCost(BaseMatchCost):
-    """What the two costs share: the weight, the format of priors, and reading them."""
+class PriorCost(BaseMatchCost):
+    """Base of the two costs. A subclass implements :meth:`cost`, for one image or a batch."""
 
     def __init__(self, weight: float, prior_format: str) -> None:
         if prior_format not in PRIOR_FORMATS:
@@ -39,17 +40,19 @@ class _PriorCost(BaseMatchCost):
         super().__init__(weight)
         self.prior_format = prior_format
 
-    def _read(self, pred_instances: InstanceData) -> tuple[Tensor, Tensor]:
-        if 'priors' not in pred_instances:
-            raise ValueError(
-                f'{type(self).__name__} needs pred_instances.priors, got only {sorted(pred_instances.keys())}: '
-                'it suits heads with anchors or points, not query-based ones such as DETRHead.'
-            )
-        return prior_centers_and_sizes(pred_instances.priors, self.prior_format)
+    def cost(self, priors: Tensor, gt_bboxes: Tensor) -> Tensor:
+        """Cost (..., N, M) of priors (..., N, 4) and ground truths (..., M, 4), pixels."""
+        raise NotImplementedError
+
+    def __call__(
+        self, pred_instances: InstanceData, gt_instances: InstanceData, img_meta: Optional[dict] = None, **kwargs
+    ) -> Tensor:
+        """Cost of one image, (N, M)."""
+        return self.cost(pred_instances.priors, gt_instances.bboxes)
 
 
 @TASK_UTILS.register_module()
-class PriorCenterCost(_PriorCost):
+class PriorCenterCost(PriorCost):
     """Distance from a prior's centre to the ground truth's, in units of the prior.
 
     The unit is the stride of a point prior and the side of the square of the same area of an anchor (8 strides for
@@ -59,30 +62,22 @@ class PriorCenterCost(_PriorCost):
         weight: Factor of the distance.
         prior_format: 'anchor' (x1, y1, x2, y2), 'point' (x, y, stride, stride) or 'auto' (see
             :func:`prior_centers_and_sizes`).
-
-    Example:
-        >>> from mmengine.structures import InstanceData
-        >>> pred = InstanceData(priors=torch.tensor([[0.0, 0, 8, 8], [4, 4, 20, 20]]))
-        >>> PriorCenterCost()(pred, InstanceData(bboxes=torch.tensor([[0.0, 0, 8, 8]])))[0]
-        tensor([0.])
     """
 
     def __init__(self, weight: float = 1.0, prior_format: str = 'auto') -> None:
         super().__init__(weight, prior_format)
 
-    def __call__(
-        self, pred_instances: InstanceData, gt_instances: InstanceData, img_meta: Optional[dict] = None, **kwargs
-    ) -> Tensor:
-        """Compute the cost, (N, M)."""
-        centers, sizes = self._read(pred_instances)
-        boxes = gt_instances.bboxes
-        offsets = centers[:, None] - (boxes[:, :2] + boxes[:, 2:])[None] / 2
-        unit = sizes.clamp(min=1e-6).prod(1).sqrt()
-        return self.weight * offsets.square().sum(2).sqrt() / unit[:, None]
+    def cost(self, priors: Tensor, gt_bboxes: Tensor) -> Tensor:
+        """Cost (..., N, M) of priors (..., N, 4) and ground truths (..., M, 4), pixels."""
+        centers, sizes = prior_centers_and_sizes(priors, self.prior_format)
+        gt_centers = (gt_bboxes[..., :2] + gt_bboxes[..., 2:]) / 2
+        unit = sizes.clamp(min=1e-6).prod(-1).sqrt()
+        offsets = centers[..., :, None, :] - gt_centers[..., None, :, :]
+        return self.weight * offsets.square().sum(-1).sqrt() / unit[..., None]
 
 
 @TASK_UTILS.register_module()
-class InsideGTCost(_PriorCost):
+class InsideGTCost(PriorCost):
     """A large constant for priors whose centre is outside the ground truth, or outside its centre region.
 
     Heads that predict distances to the four sides (GFL, FCOS, ATSS) cannot regress a box from outside it.
@@ -100,14 +95,12 @@ class InsideGTCost(_PriorCost):
             raise ValueError(f'center_radius must be positive or None, got {center_radius}')
         self.center_radius = center_radius
 
-    def __call__(
-        self, pred_instances: InstanceData, gt_instances: InstanceData, img_meta: Optional[dict] = None, **kwargs
-    ) -> Tensor:
-        """Compute the cost, (N, M)."""
-        centers, sizes = self._read(pred_instances)
-        centers, boxes = centers[:, None], gt_instances.bboxes[None]
-        outside = torch.maximum(boxes[..., :2] - centers, centers - boxes[..., 2:]).amax(2) >= 0
+    def cost(self, priors: Tensor, gt_bboxes: Tensor) -> Tensor:
+        """Cost (..., N, M) of priors (..., N, 4) and ground truths (..., M, 4), pixels."""
+        centers, sizes = prior_centers_and_sizes(priors, self.prior_format)
+        centers, boxes = centers[..., :, None, :], gt_bboxes[..., None, :, :]
+        outside = torch.maximum(boxes[..., :2] - centers, centers - boxes[..., 2:]).amax(-1) >= 0
         if self.center_radius is not None:
             offsets = (centers - (boxes[..., :2] + boxes[..., 2:]) / 2).abs()
-            outside |= (offsets >= self.center_radius * sizes[:, None]).any(2)
+            outside |= (offsets >= self.center_radius * sizes[..., :, None, :]).any(-1)
         return self.weight * outside.to(centers.dtype)

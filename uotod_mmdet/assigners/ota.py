@@ -1,0 +1,75 @@
+"""Optimal Transport Assignment for dense heads."""
+
+from typing import Any, Union
+
+from torch import Tensor
+
+from uotod_mmdet.costs import Batch, batch_cost
+from uotod_mmdet.registry import TASK_UTILS
+
+from .sinkhorn import BalancedSinkhornAssigner
+
+
+@TASK_UTILS.register_module()
+class OTAAssigner(BalancedSinkhornAssigner):
+    """OTA (Ge et al., CVPR 2021): balanced transport whose ground truths supply as many predictions as fit them.
+
+    A ground truth supplies the sum of its ``topq`` largest IoUs, at least 1, and the background the rest; each
+    prediction demands 1. The cost is the focal classification loss plus ``iou_weight`` times the IoU loss plus a large
+    constant outside the centre region. The paper's background cost, the focal loss of all classes at 0, is part of
+    each ground truth's cost too and drops out of the plan, as every cost that is constant along a row does: what is
+    left is FocalLossCost against a background of 0.
+
+    With a head that gives priors only (GFLHead, ATSSHead, RetinaHead...) the boxes are the priors and the
+    classification term is left out. Scores that all lie in [0, 1] are taken for probabilities (YOLOXHead gives those),
+    others for logits.
+
+    Args:
+        cls_weight: Weight of the classification cost.
+        iou_weight: Weight of the IoU cost 1 - GIoU, of which the constant drops out too.
+        center_radius: Half the side of the centre region, in strides of point priors or sizes of anchors.
+        center_cost: The constant outside it.
+        topq: IoUs that are summed.
+        reg: Weight of the entropy.
+        num_iter: Iterations of Sinkhorn at most.
+        **kwargs: See :class:`BalancedSinkhornAssigner`.
+    """
+
+    def __init__(
+        self,
+        cls_weight: float = 1.0,
+        iou_weight: float = 1.5,
+        center_radius: float = 2.5,
+        center_cost: float = 100.0,
+        topq: int = 20,
+        reg: float = 0.1,
+        num_iter: int = 50,
+        tol: float = 1e-2,
+        gt_mass: Union[float, str] = 'dynamic_k',
+        normalize_cost: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        for name, value in dict(cls_weight=cls_weight, iou_weight=iou_weight, center_cost=center_cost).items():
+            if not value >= 0:
+                raise ValueError(f'{name} must be >= 0, got {value}')
+        super().__init__(
+            match_costs=[
+                dict(type='IoUCost', iou_mode='giou', weight=iou_weight),
+                dict(type='uotod_mmdet.InsideGTCost', weight=center_cost, center_radius=center_radius),
+                dict(type='FocalLossCost', weight=cls_weight),
+            ],
+            topq=topq,
+            reg=reg,
+            num_iter=num_iter,
+            tol=tol,
+            gt_mass=gt_mass,
+            normalize_cost=normalize_cost,
+            **kwargs,
+        )
+
+    def _cost(self, batch: Batch) -> Tensor:
+        if batch.scores is None:
+            return batch_cost(self.match_costs[:2], batch)
+        if bool(((batch.scores >= 0) & (batch.scores <= 1)).all()):
+            batch = batch._replace(scores=batch.scores.logit(eps=1e-6))
+        return batch_cost(self.match_costs, batch)

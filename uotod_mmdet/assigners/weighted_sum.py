@@ -1,0 +1,48 @@
+"""A weighted sum of other strategies' plans."""
+
+from collections.abc import Sequence
+from typing import Any, Optional, Union
+
+from torch import Tensor
+
+from uotod_mmdet.registry import TASK_UTILS
+
+from .base import TransportAssigner
+
+
+@TASK_UTILS.register_module()
+class WeightedSumAssigner(TransportAssigner):
+    """Plans of several strategies on the same costs, weighted and summed: between closest and Hungarian, say.
+
+    Args:
+        match_costs: mmdet match-cost config or list of them, for all strategies.
+        strategies: Configs of assigners of ours, without ``match_costs``; ``background`` and ``background_cost`` are
+            handed down where a strategy does not set them.
+        weights: One number >= 0 each, not all 0. None: all 1.
+        normalize: Divide by the sum of the weights, so that a whole prediction stays a whole one.
+        **kwargs: See :class:`TransportAssigner`.
+    """
+
+    def __init__(
+        self,
+        match_costs: Union[dict, Sequence[dict]],
+        strategies: Sequence[dict],
+        weights: Optional[Sequence[float]] = None,
+        normalize: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(match_costs, **kwargs)
+        weights = [1.0] * len(strategies) if weights is None else list(weights)
+        if not strategies or len(weights) != len(strategies):
+            raise ValueError(f'weights must hold one number for each strategy, got {weights} for {len(strategies)}')
+        if not all(weight >= 0 for weight in weights) or not sum(weights) > 0:
+            raise ValueError(f'weights must be >= 0 and not all 0, got {weights}')
+        if any('match_costs' in strategy for strategy in strategies):
+            raise ValueError('strategies share the match_costs of WeightedSumAssigner: take theirs out')
+        shared = dict(match_costs=match_costs, background=self.background, background_cost=self.background_cost)
+        self.strategies = [TASK_UTILS.build({**shared, **strategy}) for strategy in strategies]
+        self.weights = [weight / sum(weights) for weight in weights] if normalize else weights
+
+    def _plan(self, cost: Tensor, gt_mask: Tensor, gt_mass: Optional[Tensor]) -> Tensor:
+        plans = (strategy.match(cost[:, :, :-1], gt_mask, gt_mass) for strategy in self.strategies)
+        return sum(weight * plan for weight, plan in zip(self.weights, plans))

@@ -1,0 +1,60 @@
+"""The same problems solved by POT, one at a time in float64: slow, and independent of our own solver."""
+
+import math
+from typing import Optional
+
+import torch
+from torch import Tensor
+
+from .sinkhorn import SinkhornResult
+
+
+def solve_with_pot(
+    cost: Tensor,
+    a: Tensor,
+    b: Tensor,
+    reg: float,
+    reg_a: Optional[float] = None,
+    reg_b: Optional[float] = None,
+    num_iter: int = 1000,
+    tol: float = 1e-6,
+) -> SinkhornResult:
+    """What :func:`~uotod_mmdet.ot.sinkhorn` solves, with the same arguments, by ``ot.sinkhorn`` and
+    ``ot.unbalanced.sinkhorn_unbalanced`` (Flamary et al., JMLR 2021).
+
+    POT's own criteria decide on convergence: the marginal error of balanced problems, the relative change of the
+    scalings of unbalanced ones.
+
+    Raises:
+        ImportError: If POT is not installed.
+    """
+    try:
+        import ot
+    except ImportError as error:
+        raise ImportError("solver='pot' needs the package POT: pip install POT") from error
+    balanced = all(weight is None or math.isinf(weight) for weight in (reg_a, reg_b))
+    weights = tuple(math.inf if weight is None else weight for weight in (reg_a, reg_b))
+    plan = torch.zeros_like(cost, dtype=torch.float64)
+    iterations, errors = [], []
+    for index in range(len(cost)):
+        rows, columns = a[index] > 0, b[index] > 0
+        real = rows[:, None] & columns
+        if not real.any():
+            iterations.append(0)
+            errors.append(0.0)
+            continue
+        problem = cost[index][rows][:, columns].double().cpu().numpy()
+        masses = [mass[index][mass[index] > 0].double().cpu().numpy() for mass in (a, b)]
+        common = dict(numItermax=num_iter, stopThr=tol, log=True, warn=False)
+        if balanced:
+            masses = [mass / mass.sum() for mass in masses]  # exactly equal sums, which float32 may have lost
+            solution, log = ot.sinkhorn(*masses, problem, reg, method='sinkhorn_log', **common)
+        else:
+            solution, log = ot.unbalanced.sinkhorn_unbalanced(
+                *masses, problem, reg, reg_m=weights, reg_type='entropy', **common
+            )
+        plan[index][real] = torch.from_numpy(solution).flatten().to(plan.device)
+        iterations.append(log.get('niter', num_iter))
+        errors.append(float(log['err'][-1]) if log['err'] else math.inf)
+    error = cost.new_tensor(errors)
+    return SinkhornResult(plan.to(cost.dtype), torch.tensor(iterations, device=cost.device), error, error <= tol)
