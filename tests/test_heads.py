@@ -19,7 +19,7 @@ COSTS = {
     **dict.fromkeys(PREDICTION_AWARE, [dict(type='FocalLossCost', weight=1.0), *PRIOR_COSTS]),
     **dict.fromkeys(QUERY_BASED, QUERY_COSTS),
 }
-DENSE_MASS = dict(gt_mass=5, reg=0.1, normalize_cost=False, tol=1e-2)
+DENSE_MASS = dict(gt_mass=5, reg=0.1, normalize_cost=False, tol=0.05)
 ONE_TO_ONE = dict(reg=0.02)
 
 

@@ -65,7 +65,7 @@ def random_problem(rng, num_rows, num_gts):
 
 
 @pytest.mark.parametrize('name', FIGURE_PLANS)
-@pytest.mark.parametrize('dtype, tol, bound', [(torch.float64, 1e-12, 1e-6), (torch.float32, 1e-6, 1e-4)])
+@pytest.mark.parametrize('dtype, tol, bound', [(torch.float64, 1e-12, 1e-6), (torch.float32, 1e-5, 1e-4)])
 def test_plans_of_the_papers_figure_are_reproduced(name, dtype, tol, bound):
     reg_a, reg_b, expected = FIGURE_PLANS[name]
     result = sinkhorn(*figure_problem(dtype), 0.05, reg_a, reg_b, tol=tol)
@@ -106,7 +106,7 @@ def test_unbalanced_plan_agrees_with_pot(seed, absorb_above):
     reg_a, reg_b = 10 ** rng.uniform(-3, 1.5, 2)
     cost, rows, columns = random_problem(rng, num_rows, num_gts)
     result = sinkhorn(
-        cost, rows, columns, reg, reg_a, reg_b, tol=1e-12, num_iter=5000, check_every=1, absorb_above=absorb_above
+        cost, rows, columns, reg, reg_a, reg_b, tol=1e-11, num_iter=5000, check_every=1, absorb_above=absorb_above
     )
     expected = pot.unbalanced.sinkhorn_unbalanced(
         rows[0].numpy(),
@@ -158,7 +158,7 @@ def test_extreme_costs_give_finite_plans_and_an_honest_verdict(reg, scale, weigh
     assert (result.plan >= 0).all()
     assert torch.equal(result.converged, result.error <= 1e-4)
     if weights == (None, None) and result.converged.all():
-        assert (result.plan.sum(2) - rows).abs().sum() < 2e-4
+        assert ((result.plan.sum(2) - rows).abs() / rows).max() < 2e-4
 
 
 def test_stopping_early_is_reported():
@@ -166,7 +166,7 @@ def test_stopping_early_is_reported():
     result = sinkhorn(cost, rows, columns, 1e-3, num_iter=5, tol=1e-9)
     assert not result.converged.any()
     assert result.num_iter.tolist() == [5]
-    row_error = (result.plan.sum(2) - rows).abs().sum()
+    row_error = ((result.plan.sum(2) - rows).abs() / rows).max()
     assert row_error > 1e-9
     assert torch.allclose(result.error, row_error, rtol=1e-6)
 

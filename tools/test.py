@@ -8,7 +8,7 @@ from mmdet.utils import setup_cache_size_limit_of_dynamo
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
-from uotod_mmdet.launch import add_common_arguments, add_custom_hook, load_config
+from uotod_mmdet.launch import add_common_arguments, add_custom_hook, end_distributed, load_config
 
 
 def parse_args() -> argparse.Namespace:
@@ -40,6 +40,7 @@ def main() -> None:
     if args.out is not None:
         runner.test_evaluator.metrics.append(DumpDetResults(out_file_path=args.out))
     runner.test()
+    end_distributed()
 
 
 if __name__ == '__main__':

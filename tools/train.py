@@ -7,7 +7,7 @@ from mmdet.utils import setup_cache_size_limit_of_dynamo
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
-from uotod_mmdet.launch import add_common_arguments, add_custom_hook, load_config
+from uotod_mmdet.launch import add_common_arguments, add_custom_hook, end_distributed, load_config
 
 
 def parse_args() -> argparse.Namespace:
@@ -48,6 +48,7 @@ def main() -> None:
 
     runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
     runner.train()
+    end_distributed()
 
 
 if __name__ == '__main__':

@@ -1,7 +1,9 @@
 """What ``tools/train.py`` and ``tools/test.py`` do to a config before mmengine's Runner sees it."""
 
 import argparse
+import atexit
 import os
+import sys
 from pathlib import Path
 
 import torch
@@ -46,6 +48,25 @@ def load_config(args: argparse.Namespace) -> Config:
 def add_custom_hook(cfg: Config, **hook: object) -> None:
     """Append a hook to ``custom_hooks`` of a config."""
     cfg.custom_hooks = [*(cfg.get('custom_hooks') or []), hook]
+
+
+def end_distributed() -> None:
+    """End this process of a distributed run; of any other, do nothing.
+
+    gloo's threads outlive the process group, and now and then one aborts the process while the interpreter shuts down
+    ("terminate called without an active exception", pytorch issue 190489); torchrun then kills the others, maybe
+    while they write a checkpoint. So they wait for each other, and under gloo each leaves without that shutdown.
+    """
+    if not is_distributed():
+        return
+    gloo = torch.distributed.get_backend() == 'gloo'
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+    if gloo:
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
 
 
 def _use_cpu_processes(cfg: Config) -> None:

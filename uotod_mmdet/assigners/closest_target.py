@@ -22,5 +22,5 @@ class ClosestTargetAssigner(TransportAssigner):
     """
 
     def _plan(self, cost: Tensor, gt_mask: Tensor, gt_mass: Optional[Tensor]) -> Tensor:
-        background = torch.full_like(gt_mask[:, :1], self.background)
+        background = gt_mask.new_full((len(gt_mask), 1), self.background)
         return closest_column(cost, torch.cat([gt_mask, background], dim=1))

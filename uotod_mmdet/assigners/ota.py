@@ -44,7 +44,7 @@ class OTAAssigner(BalancedSinkhornAssigner):
         topq: int = 20,
         reg: float = 0.1,
         num_iter: int = 50,
-        tol: float = 1e-2,
+        tol: float = 0.05,
         gt_mass: Union[float, str] = 'dynamic_k',
         normalize_cost: bool = False,
         **kwargs: Any,

@@ -36,7 +36,7 @@ class BalancedSinkhornAssigner(TransportAssigner):
         normalize_cost: Divide an image's costs by its own largest absolute one, background cost included. Turn it off
             with costs that hold a large constant, such as InsideGTCost, and give ``reg``.
         num_iter: Iterations at most.
-        tol: Stop when the marginals are met up to this share of the total mass.
+        tol: Stop when the mass of each prediction and ground truth is right up to this fraction of it.
         gt_mass: Predictions' worth of mass of a ground truth: 1 for one-to-one (as in the paper), more for dense
             heads, or 'dynamic_k': the sum of its ``topq`` largest IoUs, at least 1 (OTA, CVPR 2021, section 3.3).
         topq: See ``gt_mass``.

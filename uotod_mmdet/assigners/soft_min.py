@@ -57,7 +57,7 @@ class SoftMinAssigner(TransportAssigner):
             share = (1 - gt_mask.sum(1) / num_preds).clamp(min=0).to(plan.dtype)
             background = weight * share[:, None, None].expand(-1, num_preds, 1)
             return torch.cat([plan, background], dim=2)
-        background = torch.full_like(gt_mask[:, :1], weight > 0)
+        background = gt_mask.new_full((len(gt_mask), 1), weight > 0)
         cost = cost.clone()
         if weight > 0:
             cost[:, :, -1] -= self.reg * torch.tensor(weight).log()

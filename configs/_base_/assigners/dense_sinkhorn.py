@@ -14,5 +14,5 @@ dense_sinkhorn = dict(
     reg_target=1.0,
     background_cost=0.0,
     normalize_cost=False,
-    tol=1e-2,
+    tol=0.05,
 )
