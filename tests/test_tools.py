@@ -48,6 +48,7 @@ val_dataloader = dict(
 test_dataloader = val_dataloader
 val_evaluator = dict(ann_file='{data}/mini_seed0/val.json')
 test_evaluator = val_evaluator
+model = dict(test_cfg=dict(score_thr=0.0))  # or the first epochs detect nothing, and CocoMetric reports no AP
 train_cfg = dict(max_epochs=2)
 default_hooks = dict(logger=dict(interval=1))
 log_processor = dict(window_size=1)
@@ -165,7 +166,7 @@ def scalars(work_dir, name):
     return [line for line in lines if name in line]
 
 
-def tested(work_dir):
+def metrics_of(work_dir):
     """The metrics that tools/test.py wrote."""
     (file,) = work_dir.glob('*/*.json')
     return json.loads(file.read_text())
@@ -270,7 +271,7 @@ def test_testing_finds_the_detections_and_the_ap_of_the_last_validation(space, t
     assert len(detections) > 0
     assert detections == json.loads((work_dir / 'last_val.bbox.json').read_text())
     last = scalars(work_dir, 'coco/bbox_mAP')[-1]
-    assert {name: tested(out)[name] for name in METRICS} == {name: last[name] for name in METRICS}
+    assert {name: metrics_of(out)[name] for name in METRICS} == {name: last[name] for name in METRICS}
 
 
 def test_killed_run_resumes_at_the_last_whole_epoch(resumed):
@@ -339,7 +340,7 @@ def test_two_processes_report_the_ap_of_one(space, trained, monkeypatch):
     done = run_tool(space, 'dist_test.sh', space / 'mini.py', work_dir / 'epoch_2.pth', 2, '--work-dir', out)
     assert done.returncode == 0, done.stdout
     last = scalars(work_dir, 'coco/bbox_mAP')[-1]
-    assert {name: tested(out)[name] for name in METRICS} == {name: last[name] for name in METRICS}
+    assert {name: metrics_of(out)[name] for name in METRICS} == {name: last[name] for name in METRICS}
 
 
 @pytest.mark.parametrize(
@@ -396,7 +397,7 @@ def test_launcher_without_its_arguments_says_how_it_is_used(script, given):
 @pytest.mark.parametrize(
     ('option', 'found'),
     [
-        ('model.bbox_head.feat_channels=16', r'have another shape \(first: bbox_head\.cls_convs\.0\.conv\.weight, '),
+        ('model.bbox_head.feat_channels=64', r'have another shape \(first: bbox_head\.cls_convs\.0\.conv\.weight, '),
         ('model.backbone.depth=34', r'are missing in it \(first: backbone\.layer1\.2\.conv1\.weight\)'),
     ],
 )
@@ -494,7 +495,7 @@ def test_missing_bccd_folder_ends_training_with_what_to_set(space, tmp_path, mon
 def shown(trained):
     """What tools/show_run.py prints, and its two pictures."""
     work_dir = trained[0]
-    printed = call_tool('show_run.py', work_dir, '--images', 3, '--score-thr', 0.05)
+    printed = call_tool('show_run.py', work_dir, '--images', 3, '--score-thr', 0.02)
     return printed, cv2.imread(str(work_dir / 'curves.png')), cv2.imread(str(work_dir / 'detections.png'))
 
 
@@ -524,9 +525,28 @@ def test_show_run_draws_ground_truth_beside_detections(shown):
     pictures = shown[2]
     height, width = pictures.shape[:2]
     assert (height, width) == (3 * 360, 900)
-    lime, cyan = ((pictures == color).all(2) for color in ((0, 255, 0), (255, 255, 0)))
-    assert lime[:, : width // 2].sum() > 200 and not lime[:, width // 2 :].any()
-    assert cyan[:, width // 2 :].sum() > 200 and not cyan[:, : width // 2].any()
+    blue, green, red = (pictures[..., channel].astype(int) for channel in range(3))
+    lime = (green > 180) & (red < 90) & (blue < 90)
+    cyan = (green > 180) & (red < 90) & (blue > 180)
+    half = width // 2  # the images are the same in both halves, so what one has more of is drawn
+    assert lime[:, :half].sum() > lime[:, half:].sum() + 200
+    assert cyan[:, half:].sum() > cyan[:, :half].sum() + 200
+
+
+def test_show_run_shows_a_validation_that_detected_nothing_as_a_dash(tmp_path, trained):
+    work_dir = tmp_path / 'run'
+    shutil.copytree(trained[0], work_dir)
+    (work_dir / 'last_checkpoint').write_text(str(work_dir / 'epoch_2.pth'))
+    (log,) = work_dir.glob('*/vis_data/scalars.json')
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    first = next(line for line in lines if 'coco/bbox_mAP' in line)
+    for name in METRICS:
+        first.pop(name)  # as CocoMetric does
+    log.write_text('\n'.join(map(json.dumps, lines)) + '\n')
+    rows = [line.split() for line in call_tool('show_run.py', work_dir, '--images', 1).splitlines()]
+    at = rows.index(['epoch', 'bbox_mAP', 'bbox_mAP_50', 'bbox_mAP_75'])
+    last = scalars(work_dir, 'coco/bbox_mAP')[-1]
+    assert rows[at + 1 : at + 3] == [['1', '-', '-', '-'], ['2', *(f'{last[name]:.3f}' for name in METRICS[:3])]]
 
 
 @pytest.mark.parametrize('left_out', ['all', 'checkpoint'])

@@ -1,9 +1,9 @@
 """Compare our Sinkhorn solver with POT on random problems: ``python tools/check_solver.py [--problems 300]``.
 
 Problems are those of detection (N predictions, M ground truths and a background) with N to 400, M to 60, reg from 1e-3
-to 1, and the weights of the marginals from 1e-3 to 1e3 or infinite. Both sides run to convergence; ours also in float32,
-in a padded batch, and with absorption forced at every iteration. Prints the largest differences of the plan, scaled by
-N so that a whole prediction is 1, and exits with 1 if one is above its bound.
+to 1, and the weights of the marginals from 1e-3 to 1e3 or infinite. Both sides run to convergence; ours also in
+float32, in a padded batch, and with absorption forced at every iteration. Prints the largest differences of the plan,
+scaled by N so that a whole prediction is 1, and exits with 1 if one is above its bound.
 """
 
 import argparse
@@ -99,9 +99,8 @@ def main() -> int:
                 worst[name] = max(worst[name], (value, str((tuple(problem[0].shape), *problem[3:]))))
     print(f'{tried} problems compared; {open_ended} more on which one side had not converged after 20 000 iterations')
     for name, (value, where) in worst.items():
-        print(
-            f'{name:>14}: largest difference {value:.2e} (bound {BOUNDS[name]:.0e}) at shape, reg, reg_a, reg_b {where}'
-        )
+        print(f'{name:>14}: largest difference {value:.2e} (bound {BOUNDS[name]:.0e})')
+        print(f'{"":>16}at shape, reg, reg_a, reg_b = {where}')
     return int(any(worst[name][0] > bound for name, bound in BOUNDS.items()))
 
 

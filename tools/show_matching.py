@@ -56,9 +56,8 @@ def build_strategy(text: str, **defaults: object) -> TransportAssigner:
 def title(text: str) -> str:
     """What stands above a plan: the strategy and the arguments that tell it from others."""
     name, _, arguments = text.partition(':')
-    shown = [
-        part for part in arguments.split(',') if part.split('=')[0] in ('reg', 'reg_pred', 'reg_target', 'gt_mass')
-    ]
+    telling = ('reg', 'reg_pred', 'reg_target', 'gt_mass', 'source')
+    shown = [part for part in arguments.split(',') if part.split('=')[0] in telling]
     return name.replace('Assigner', '') + ('\n' + ', '.join(shown) if shown else '')
 
 
@@ -141,11 +140,11 @@ def main(arguments: Optional[list[str]] = None) -> int:
 
     if args.config is None:
         image, cost = None, torch.tensor(PAPER_COST, dtype=torch.float64)
-        background_cost, gt_mask = PAPER_BACKGROUND_COST, torch.ones(1, 2, dtype=torch.bool)
+        background_cost = PAPER_BACKGROUND_COST
         texts = args.strategies or PAPER_STRATEGIES
         common = dict(match_costs=dict(type='IoUCost'), background_cost=background_cost)
         strategies = [build_strategy(text, **common) for text in texts]
-        plans = [strategy.match(cost[None], gt_mask)[0] for strategy in strategies]
+        plans = [strategy.match(cost[None])[0] for strategy in strategies]
     else:
         cfg = Config.fromfile(args.config)
         init_default_scope(cfg.get('default_scope', 'mmdet'))
@@ -157,12 +156,11 @@ def main(arguments: Optional[list[str]] = None) -> int:
             )
         background_cost = assigner.background_cost
         batch = make_batch([pred], [sample.gt_instances], [sample.metainfo], assigner.box_source)
-        cost = assigner._cost(batch)[0]
         common = dict(match_costs=assigner.match_costs, background_cost=background_cost)
         texts = [type(assigner).__name__, *(args.strategies or ['HungarianAssigner', 'ClosestTargetAssigner'])]
         strategies = [assigner, *(build_strategy(text, **common) for text in texts[1:])]
-        plans = [strategy.match(cost[None], batch.gt_mask, strategy._gt_mass(batch))[0] for strategy in strategies]
-        gt_mask = batch.gt_mask
+        plans = [strategy.plan(batch)[1][0] for strategy in strategies]
+        cost = assigner.plan(batch)[0][0]
 
     num_gts = cost.size(1)
     matched = torch.stack([plan[:, :num_gts].sum(1) for plan in plans]).amax(0)

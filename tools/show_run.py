@@ -42,8 +42,8 @@ def read_scalars(work_dir: Path) -> tuple[dict[int, dict], dict[int, dict]]:
 
 
 def ap_names(val: dict[int, dict]) -> list[str]:
-    """Names of average precision among what validation logged, the main one first."""
-    names = [name for name in next(iter(val.values())) if 'AP' in name]
+    """Names of average precision among what validation logged, the main one first; none where nothing was detected."""
+    names = list(dict.fromkeys(name for line in val.values() for name in line if 'AP' in name))
     main = [name for name in names if name.endswith('mAP')]
     return main + [name for name in names if name.endswith(('_50', '_75', 'AP50')) and name not in main]
 
@@ -115,7 +115,8 @@ def main() -> None:
 
     print(f'\n{"epoch":>5}  ' + '  '.join(f'{name.split("/")[-1]:>12}' for name in ap_names(val)))
     for epoch, line in val.items():
-        print(f'{epoch:>5}  ' + '  '.join(f'{line[name]:>12.3f}' for name in ap_names(val)))
+        values = (f'{line[name]:.3f}' if name in line else '-' for name in ap_names(val))  # -: nothing was detected
+        print(f'{epoch:>5}  ' + '  '.join(f'{value:>12}' for value in values))
     print(f'\nPictures: {args.work_dir / "curves.png"} and {args.work_dir / "detections.png"}')
 
 

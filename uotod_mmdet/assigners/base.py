@@ -111,6 +111,22 @@ class TransportAssigner(BaseAssigner):
         return plan.to(cost.dtype)
 
     @torch.no_grad()
+    def plan(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Costs and plan of a batch of images.
+
+        Args:
+            batch: What :func:`~uotod_mmdet.costs.make_batch` returns.
+
+        Returns:
+            Costs (B, N, M), 0 on padding, and what :meth:`match` makes of them (B, N, M + 1).
+
+        Raises:
+            ValueError: See :func:`~uotod_mmdet.costs.batch_cost`.
+        """
+        cost = self._cost(batch)
+        return cost, self.match(cost, batch.gt_mask, self._gt_mass(batch))
+
+    @torch.no_grad()
     def assign(
         self,
         pred_instances: InstanceData,
@@ -165,8 +181,7 @@ class TransportAssigner(BaseAssigner):
             gt_bboxes, gt_mask = batch.gt_bboxes[0], batch.gt_mask[0]
             if not gt_mask.all():
                 self._log_degenerate(gt_bboxes[~gt_mask], img_meta)
-            cost = self._cost(batch)
-            plan = self.match(cost, batch.gt_mask, self._gt_mass(batch))
+            cost, plan = self.plan(batch)
             gt_inds = self._read_plan(plan[0], cost[0], gt_mask)
             matched = (gt_inds > 0).nonzero().squeeze(1)
             matched_gts = gt_inds[matched] - 1
