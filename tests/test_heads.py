@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from mmengine.structures import InstanceData
 from tiny_models import CONFIGS, DENSE, PREDICTION_AWARE, QUERY_BASED, build, images_and_samples, loss_of, tiny_config
 
 PRIOR_COSTS = [
@@ -52,6 +53,51 @@ def test_stock_head_does_a_training_step(head, name):
     matched = [set(result.gt_inds.tolist()) for result in results]
     assert {0, 1, 2, 3} in matched  # every ground truth, and the background
     assert matched[-1] == ({0} if head != 'YOLOXHead' else {0, 1, 2, 3})  # YOLOXHead does not ask about empty images
+
+
+OTHER_STRATEGIES = {
+    'ClosestPredictionAssigner': {},
+    'ClosestTargetAssigner': dict(background_cost=0.5),
+    'SoftMinAssigner': dict(source='prediction', background_cost=0.5),
+    'WeightedSumAssigner': dict(
+        strategies=[dict(type='uotod_mmdet.HungarianAssigner'), dict(type='uotod_mmdet.ClosestTargetAssigner')]
+    ),
+    'OTAAssigner': {},
+    'BalancedSinkhornAssigner': dict(gt_mass='dynamic_k', normalize_cost=False, reg=0.1),
+    'HungarianAssigner': {},
+    'UnbalancedSinkhornAssigner': {},
+}
+
+
+@pytest.mark.parametrize('name', OTHER_STRATEGIES)
+@pytest.mark.parametrize('head', ['GFLHead', 'RetinaHead', 'YOLOXHead', 'DETRHead'])
+def test_every_strategy_trains_a_stock_head_with_ignored_boxes_and_an_empty_image(head, name):
+    if name == 'OTAAssigner' and head == 'DETRHead':
+        pytest.skip('OTA needs priors, which DETRHead has not: the error is tested below')
+    config = dict(type=f'uotod_mmdet.{name}', **OTHER_STRATEGIES[name])
+    if name != 'OTAAssigner':
+        config['match_costs'] = COSTS[head]
+    detector = build(tiny_config(head, config))
+    ours, results = detector.bbox_head.assigner, []
+    ours.assign = lambda *args, **kwargs: results.append(type(ours).assign(ours, *args, **kwargs)) or results[-1]
+    batch = images_and_samples((3, 0, 2))
+    batch['data_samples'][0].ignored_instances = InstanceData(
+        bboxes=torch.tensor([[0.0, 0, 128, 60]]), labels=torch.tensor([0])
+    )
+    loss = loss_of(detector, batch)
+    loss.backward()
+    assert torch.isfinite(loss)
+    assert all(torch.isfinite(p.grad).all() for p in detector.parameters() if p.grad is not None)
+    assert {1, 2, 3} <= set(results[0].gt_inds.tolist())
+    if head != 'DETRHead':  # which does not hand ignored boxes over
+        assert -1 in results[0].gt_inds
+    assert -1 not in results[-1].gt_inds
+
+
+def test_ota_says_that_it_needs_priors():
+    detector = build(tiny_config('DETRHead', dict(type='uotod_mmdet.OTAAssigner')))
+    with pytest.raises(ValueError, match='InsideGTCost needs priors.*DETRHead'):
+        loss_of(detector, images_and_samples((3,)))
 
 
 @pytest.mark.parametrize(

@@ -147,18 +147,21 @@ def test_infinite_weights_mean_balanced():
     assert torch.equal(sinkhorn(cost, rows, columns, 0.1, math.inf, math.inf).plan, constraint)
 
 
-@pytest.mark.parametrize('reg', [1e-4, 1e-2, 1.0, 10.0])
-@pytest.mark.parametrize('scale', [1e-3, 1.0, 1e4])
-@pytest.mark.parametrize('weights', [(None, None), (1e3, 1e-3), (1e-3, 1e3)])
-def test_extreme_costs_give_finite_plans_and_an_honest_verdict(reg, scale, weights):
-    rng = np.random.default_rng(0)
-    cost, rows, columns = (tensor.float() for tensor in random_problem(rng, 60, 6))
-    result = sinkhorn(scale * cost, rows, columns, reg, *weights, num_iter=50, tol=1e-4)
-    assert torch.isfinite(result.plan).all()
-    assert (result.plan >= 0).all()
-    assert torch.equal(result.converged, result.error <= 1e-4)
-    if weights == (None, None) and result.converged.all():
-        assert ((result.plan.sum(2) - rows).abs() / rows).max() < 2e-4
+@pytest.mark.parametrize('num_rows, num_gts', [(1, 1), (60, 6), (8732, 20)])
+@pytest.mark.parametrize('weights', [(None, None), (1e3, 1e-3), (1e-3, 1e3), (None, 1e-3), (0.0, None)])
+def test_extreme_costs_give_finite_plans_and_an_honest_verdict(num_rows, num_gts, weights):
+    cost, rows, columns = random_problem(np.random.default_rng(0), num_rows, num_gts)
+    rows, columns = rows.float(), columns.float()
+    for reg in (1e-4, 1e-2, 1.0, 10.0):
+        for scale in (1e-3, 1.0, 1e4):
+            result = sinkhorn((scale * cost).float(), rows, columns, reg, *weights, num_iter=30, tol=1e-3)
+            assert torch.isfinite(result.plan).all(), (reg, scale)
+            assert (result.plan >= 0).all()
+            assert torch.equal(result.converged, result.error <= 1e-3)
+            if result.converged.all() and weights[0] is None:
+                assert ((result.plan.sum(2) - rows).abs() / rows).max() < 2e-3
+            if result.converged.all() and weights[1] is None:
+                assert ((result.plan.sum(1) - columns).abs() / columns).nan_to_num().max() < 2e-3
 
 
 def test_stopping_early_is_reported():
