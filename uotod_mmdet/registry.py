@@ -24,7 +24,7 @@ def _keyword_names(cls: type) -> Optional[list[str]]:
         parameters = list(inspect.signature(base.__init__).parameters.values())[1:]
         names += [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
         if not any(p.kind is p.VAR_KEYWORD for p in parameters):
-            return names
+            return list(dict.fromkeys(names))
     return None
 
 

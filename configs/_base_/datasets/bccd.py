@@ -1,6 +1,6 @@
 # BCCD, 364 images of blood cells in Pascal VOC format (github.com/Shenggan/BCCD_Dataset), at half their size.
 # BCCD_ROOT names the folder that holds JPEGImages, Annotations and ImageSets.
-data_root = '{{$BCCD_ROOT:}}'
+data_root = '{{$BCCD_ROOT:data/BCCD}}'
 try:
     open(f'{data_root}/ImageSets/Main/trainval.txt').close()
 except OSError as error:
