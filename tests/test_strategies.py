@@ -283,6 +283,16 @@ def test_odd_input_gives_finite_plans(name, cost):
     assert torch.equal(cost, before)
 
 
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize('name', STRATEGIES)
+def test_half_precision_is_solved_in_float32(name, dtype):
+    cost = torch.rand(2, 20, 4).to(dtype)
+    assigner = build(name, **(dict(tol=1e-3) if 'tol' in STRATEGIES[name] else {}))
+    plan = assigner.match(cost)
+    assert plan.dtype == dtype
+    assert torch.equal(plan, assigner.match(cost.float()).to(dtype))
+
+
 @pytest.mark.parametrize('name', STRATEGIES)
 def test_a_batch_without_any_ground_truth_is_all_background(name):
     plan = build(name).match(torch.rand(2, 10, 4), torch.zeros(2, 4, dtype=torch.bool))

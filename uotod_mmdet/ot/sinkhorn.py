@@ -162,9 +162,9 @@ class _Problem(NamedTuple):
             f = f.masked_fill(self.log_a.isneginf(), -math.inf)
             g = _damp(self.log_b - (self.log_kernel + f[:, :, None]).logsumexp(1), self.rho_b)
             g = g.masked_fill(self.log_b.isneginf(), -math.inf)
-            if self.unbalanced:
-                shift = self.translation(f, g)
-                f, g = f + shift, g - shift
+        if self.unbalanced:
+            shift = self.translation(f, g)
+            f, g = f + shift, g - shift
         return f, g
 
     def translation(self, f: Tensor, g: Tensor) -> Tensor:
@@ -201,13 +201,12 @@ class _Scaling(NamedTuple):
             g_new = _damp(problem.log_b - product.log() + g, problem.rho_b)
             log_v = (g_new - g).masked_fill(empty_b, 0)
             column_sums = log_v.exp() * product
-            if problem.unbalanced:
-                shift = problem.translation(f + log_u, g + log_v)
-                log_u, log_v = log_u + shift, log_v - shift
             product = torch.bmm(kernel, log_v.exp()[:, :, None])[:, :, 0]
-        error = torch.maximum(
-            problem.row_error(log_u.exp() * product, f + log_u), problem.column_error(column_sums, g + log_v)
-        )
+        row_sums = log_u.exp() * product
+        if problem.unbalanced:  # changes no sum, only the potentials
+            shift = problem.translation(f + log_u, g + log_v)
+            log_u, log_v = log_u + shift, log_v - shift
+        error = torch.maximum(problem.row_error(row_sums, f + log_u), problem.column_error(column_sums, g + log_v))
         largest = torch.maximum(log_u.abs().amax(1), log_v.abs().amax(1))
         return _Scaling(kernel, f, g, log_u, log_v), error, largest
 
