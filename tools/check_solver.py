@@ -43,9 +43,9 @@ def solve_with_pot(cost, rows, columns, reg, reg_a, reg_b) -> tuple[np.ndarray, 
     else:
         reg_m = tuple(np.inf if weight is None else weight for weight in (reg_a, reg_b))
         plan, log = ot.unbalanced.sinkhorn_unbalanced(
-            a, b, problem, reg, reg_m=reg_m, reg_type='entropy', numItermax=20000, stopThr=1e-15, log=True
+            a, b, problem, reg, reg_m=reg_m, reg_type='entropy', numItermax=20000, stopThr=1e-13, log=True
         )
-        converged = log['err'] and log['err'][-1] < 1e-13
+        converged = log['err'] and log['err'][-1] < 1e-12
     full = np.zeros(cost.shape[1:])
     full[:, used.numpy()] = plan
     return full, bool(converged)

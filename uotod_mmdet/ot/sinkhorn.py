@@ -13,12 +13,14 @@ The optimum is :math:`P_{ij} = \exp(f_i + g_j - C_{ij}/reg)`. Alternate maximisa
 .. math::
     f_i = p_a (\log a_i - \log\sum_j e^{g_j - C_{ij}/reg}),\quad p_a = reg_a / (reg_a + reg)
 
-and likewise g. Three things make it fast and safe (Schmitzer, arXiv 1610.06519; Sejourne et al., arXiv 2201.00730):
+and likewise g. Four things make it fast and safe (Schmitzer, arXiv 1610.06519; Sejourne et al., arXiv 2201.00730):
 
 1. f and g are split into an absorbed part, inside a stored kernel, and the logarithm of scalings u and v, so that an
    iteration is two products with the kernel. Scalings that grow past what floats hold are absorbed into the kernel.
 2. A problem for which even that leaves the float range does those iterations with logsumexp instead.
-3. In unbalanced problems the dual is also maximised over the translation (f + t, g - t) in closed form, without which
+3. Only the kernel and the products with it, where the time goes, are in the precision of the cost. Potentials are
+   float64: a slow iteration would add up their rounding.
+4. In unbalanced problems the dual is also maximised over the translation (f + t, g - t) in closed form, without which
    convergence stalls when reg is small beside reg_a and reg_b.
 """
 
@@ -34,7 +36,7 @@ class SinkhornResult(NamedTuple):
 
     plan: Tensor  # (B, N, K)
     num_iter: Tensor  # (B,) iterations done
-    error: Tensor  # (B,) largest error of a row or column sum, as a fraction of that row's or column's marginal
+    error: Tensor  # (B,) largest change that another update would make to f or g: of a row or column, relative
     converged: Tensor  # (B,) bool, error <= tol
 
 
@@ -62,7 +64,8 @@ def sinkhorn(
         reg_a: Weight of KL(P1 | a), >= 0, in units of cost. None or inf: P1 = a is a constraint.
         reg_b: Weight of KL(P^T1 | b), likewise.
         num_iter: Iterations at most.
-        tol: Stop a problem at this ``error``: 1e-3 means that each row and column holds its mass up to 0.1 %.
+        tol: Stop a problem at this ``error``. On a side that is a constraint 1e-3 means that each row or column holds
+            its mass up to 0.1 %.
         check_every: Iterations between two looks at the error and at the size of the scalings.
         absorb_above: Absorb scalings when the logarithm of one is above this. None: as late as the dtype allows;
             0: at every look.
@@ -75,25 +78,27 @@ def sinkhorn(
         error = cost.new_zeros(batch)
         return SinkhornResult(torch.zeros_like(cost), error.long(), error, error == 0)
 
-    reg = torch.as_tensor(reg, dtype=cost.dtype, device=cost.device).expand(batch)
+    dtype = cost.dtype
+    reg = torch.as_tensor(reg, dtype=torch.float64, device=cost.device).expand(batch)
+    log_a, log_b = a.double().log(), b.double().log()
     problem = _Problem(
-        log_kernel=-cost / reg[:, None, None],
-        log_a=a.log(),
-        log_b=b.log(),
+        log_kernel=-cost.double() / reg[:, None, None],
+        log_a=log_a,
+        log_b=log_b,
         # reg_a and reg_b in units of reg; inf on a constrained side
         rho_a=torch.full_like(reg, math.inf if reg_a is None else reg_a) / reg,
         rho_b=torch.full_like(reg, math.inf if reg_b is None else reg_b) / reg,
         unbalanced=not all(weight is None or math.isinf(weight) for weight in (reg_a, reg_b)),
     )
     # A lost entry of the kernel (underflow) and scalings at their limit together stay below float rounding.
-    limit = 30.0 if cost.dtype == torch.float32 else 250.0
+    limit = 30.0 if dtype == torch.float32 else 250.0
     absorb_above = limit / 3 if absorb_above is None else absorb_above
 
     # Start from zero, but for empty rows and columns, which stay out; the first step centres the kernel.
     f, g = (log.masked_fill(~log.isneginf(), 0) for log in (problem.log_a, problem.log_b))
     f, g = problem.log_steps(f, g, 1)
     done = torch.ones(batch, dtype=torch.long, device=cost.device)
-    error = problem.error(f, g)
+    error = problem.error(problem.plan(f, g), f, g)
     active = (error > tol).nonzero().squeeze(1)
     state = None  # kernel and scalings of the active problems
     iteration = 1
@@ -104,7 +109,8 @@ def sinkhorn(
         part = problem if len(active) == batch else problem.select(active)
         if state is None:
             f_in, g_in = f[active], g[active]
-            state = _Scaling(part.plan(f_in, g_in), f_in, g_in, torch.zeros_like(f_in), torch.zeros_like(g_in))
+            kernel = part.plan(f_in, g_in).to(dtype)
+            state = _Scaling(kernel, f_in, g_in, torch.zeros_like(f_in), torch.zeros_like(g_in))
         state, row_error, largest = state.steps(part, steps)
         f_out, g_out = state.f + state.log_u, state.g + state.log_v
 
@@ -113,7 +119,7 @@ def sinkhorn(
             bad = out_of_range.nonzero().squeeze(1)
             sub = part.select(bad)
             f_out[bad], g_out[bad] = sub.log_steps(f[active[bad]], g[active[bad]], steps)
-            row_error[bad] = sub.error(f_out[bad], g_out[bad])
+            row_error[bad] = sub.error(sub.plan(f_out[bad], g_out[bad]), f_out[bad], g_out[bad])
 
         f[active], g[active], error[active] = f_out, g_out, row_error
         done[active] = iteration
@@ -124,17 +130,19 @@ def sinkhorn(
             state = state.select(still)
         active = active[still]
 
-    return SinkhornResult(problem.plan(f, g), done, error, error <= tol)
+    plan = problem.plan(f, g)
+    error = problem.error(plan, f, g)  # of what is returned, rounding included
+    return SinkhornResult(plan.to(dtype), done, error.to(dtype), error <= tol)
 
 
 class _Problem(NamedTuple):
-    """What does not change during the iteration: -C/reg, log marginals, and reg_a / reg, reg_b / reg."""
+    """What does not change during the iteration."""
 
-    log_kernel: Tensor  # (B, N, K)
+    log_kernel: Tensor  # (B, N, K) -C/reg
     log_a: Tensor  # (B, N)
     log_b: Tensor  # (B, K)
-    rho_a: Tensor  # (B,)
-    rho_b: Tensor  # (B,)
+    rho_a: Tensor  # (B,) reg_a / reg
+    rho_b: Tensor  # (B,) reg_b / reg
     unbalanced: bool
 
     def select(self, index: Tensor) -> '_Problem':
@@ -144,23 +152,31 @@ class _Problem(NamedTuple):
         """The plan of the dual potentials f (B, N) and g (B, K)."""
         return (self.log_kernel + f[:, :, None]).add_(g[:, None, :]).exp_()
 
-    def error(self, f: Tensor, g: Tensor) -> Tensor:
-        """Largest error of the plan's sums: their distance from those at which f and g are optimal, (B,)."""
-        plan = self.plan(f, g)
-        return torch.maximum(self.row_error(plan.sum(2), f), self.column_error(plan.sum(1), g))
+    def error(self, plan: Tensor, f: Tensor, g: Tensor) -> Tensor:
+        """Largest change that the next update of f or of g would make, (B,)."""
+        row_change = self.new_f(f - plan.sum(2).log()) - f
+        column_change = self.new_g(g - plan.sum(1).log()) - g
+        return self.largest(row_change, column_change)
 
-    def row_error(self, row_sums: Tensor, f: Tensor) -> Tensor:
-        return _marginal_error(row_sums, self.log_a, f, self.rho_a)
+    def largest(self, of_rows: Tensor, of_columns: Tensor) -> Tensor:
+        """Largest absolute value on rows and columns that are not empty, (B,)."""
+        of_rows = of_rows.masked_fill(self.log_a.isneginf(), 0).abs().amax(1)
+        return torch.maximum(of_rows, of_columns.masked_fill(self.log_b.isneginf(), 0).abs().amax(1))
 
-    def column_error(self, column_sums: Tensor, g: Tensor) -> Tensor:
-        return _marginal_error(column_sums, self.log_b, g, self.rho_b)
+    def new_f(self, minus_log_sum: Tensor) -> Tensor:
+        """Update of f from -log sum_j exp(g_j - C_ij / reg), (B, N)."""
+        return _damp(self.log_a + minus_log_sum, self.rho_a)
+
+    def new_g(self, minus_log_sum: Tensor) -> Tensor:
+        """Update of g from -log sum_i exp(f_i - C_ij / reg), (B, K)."""
+        return _damp(self.log_b + minus_log_sum, self.rho_b)
 
     def log_steps(self, f: Tensor, g: Tensor, steps: int) -> tuple[Tensor, Tensor]:
         """The updates by logsumexp: slow, and safe for any finite cost."""
         for _ in range(steps):
-            f = _damp(self.log_a - (self.log_kernel + g[:, None, :]).logsumexp(2), self.rho_a)
+            f = self.new_f(-(self.log_kernel + g[:, None, :]).logsumexp(2))
             f = f.masked_fill(self.log_a.isneginf(), -math.inf)
-            g = _damp(self.log_b - (self.log_kernel + f[:, :, None]).logsumexp(1), self.rho_b)
+            g = self.new_g(-(self.log_kernel + f[:, :, None]).logsumexp(1))
             g = g.masked_fill(self.log_b.isneginf(), -math.inf)
         if self.unbalanced:
             shift = self.translation(f, g)
@@ -192,41 +208,33 @@ class _Scaling(NamedTuple):
         kernel, f, g, log_u, log_v = self
         transposed = kernel.transpose(1, 2)
         empty_a, empty_b = problem.log_a.isneginf(), problem.log_b.isneginf()
-        log_v = log_v.masked_fill(empty_b, 0)  # their kernel columns are zero
-        product = torch.bmm(kernel, log_v.exp()[:, :, None])[:, :, 0]
+        row_sums = _product(kernel, log_v)
         for _ in range(steps):
-            f_new = _damp(problem.log_a - product.log() + f, problem.rho_a)
-            log_u = (f_new - f).masked_fill(empty_a, 0)
-            product = torch.bmm(transposed, log_u.exp()[:, :, None])[:, :, 0]
-            g_new = _damp(problem.log_b - product.log() + g, problem.rho_b)
-            log_v = (g_new - g).masked_fill(empty_b, 0)
-            column_sums = log_v.exp() * product
-            product = torch.bmm(kernel, log_v.exp()[:, :, None])[:, :, 0]
-        row_sums = log_u.exp() * product
-        if problem.unbalanced:  # changes no sum, only the potentials
+            log_u = (problem.new_f(f - row_sums.log()) - f).masked_fill(empty_a, 0)
+            column_sums = _product(transposed, log_u)
+            log_v = (problem.new_g(g - column_sums.log()) - g).masked_fill(empty_b, 0)
+            row_sums = _product(kernel, log_v)
+        shift = torch.zeros_like(log_u[:, :1])
+        if problem.unbalanced:
             shift = problem.translation(f + log_u, g + log_v)
             log_u, log_v = log_u + shift, log_v - shift
-        error = torch.maximum(problem.row_error(row_sums, f + log_u), problem.column_error(column_sums, g + log_v))
-        largest = torch.maximum(log_u.abs().amax(1), log_v.abs().amax(1))
-        return _Scaling(kernel, f, g, log_u, log_v), error, largest
+        row_change = problem.new_f(f - row_sums.log() + shift) - (f + log_u)
+        column_change = problem.new_g(g - column_sums.log() - shift) - (g + log_v)
+        scalings = problem.largest(log_u, log_v)
+        return _Scaling(kernel, f, g, log_u, log_v), problem.largest(row_change, column_change), scalings
+
+
+def _product(kernel: Tensor, log_scaling: Tensor) -> Tensor:
+    """Kernel (B, n, m) times exp of (B, m), in the precision of the kernel; float64, (B, n)."""
+    return torch.bmm(kernel, log_scaling.exp().to(kernel.dtype)[:, :, None])[:, :, 0].double()
 
 
 def _damp(potential: Tensor, rho: Tensor) -> Tensor:
     """rho / (rho + 1) * potential, for (B, n) and (B,); the potential itself where rho is inf."""
-    return potential * torch.where(rho.isinf(), 1, rho / (rho + 1))[:, None]
+    return potential * (1 - 1 / (rho + 1))[:, None]
 
 
 def _ratio(potential: Tensor, rho: Tensor) -> Tensor:
     """potential / rho; 0 where rho is inf or 0 (the potential is 0 then), and on empty rows or columns."""
     skip = potential.isinf() | (rho.isinf() | (rho == 0))[:, None]
     return torch.where(skip, 0, potential / rho[:, None])
-
-
-def _marginal_error(sums: Tensor, log_marginal: Tensor, potential: Tensor, rho: Tensor) -> Tensor:
-    """Largest distance of sums from the marginal (a constraint) or marginal * exp(-potential / rho) (a penalty).
-
-    As a fraction of the marginal: that of one prediction among thousands counts as much as that of one among ten.
-    """
-    target = (log_marginal - _ratio(potential, rho)).exp()
-    error = ((sums - target).abs() * (-log_marginal).exp()).masked_fill(log_marginal.isneginf(), 0).amax(1)
-    return torch.where(rho == 0, 0, error)
