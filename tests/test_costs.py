@@ -16,6 +16,7 @@ COSTS = [
     dict(type='BBoxL1Cost', weight=5.0, box_format='xywh'),
     dict(type='IoUCost', iou_mode='iou', weight=1.0),
     dict(type='IoUCost', iou_mode='giou', weight=2.0),
+    dict(type='uotod_mmdet.LogIoUCost', weight=0.5),
     dict(type='uotod_mmdet.PriorCenterCost', weight=0.7),
     dict(type='uotod_mmdet.InsideGTCost', weight=20.0, center_radius=1.5),
 ]

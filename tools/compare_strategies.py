@@ -15,29 +15,38 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-PRIOR_COSTS = """[
-    dict(type='IoUCost', iou_mode='giou', weight=1.0),
-    dict(type='uotod_mmdet.PriorCenterCost', weight=1.0),
-    dict(type='uotod_mmdet.InsideGTCost', weight=20.0),
-]"""
+OVERLAPS = {
+    'GIoU': "dict(type='IoUCost', iou_mode='giou', weight=1.0)",
+    'log IoU': "dict(type='uotod_mmdet.LogIoUCost', weight=0.5)",
+}
+
+
+def costs(overlap: str) -> str:
+    """Match costs of a dense head: overlap, distance of centres, and a constant outside the box."""
+    return (
+        f"[{OVERLAPS[overlap]}, dict(type='uotod_mmdet.PriorCenterCost', weight=1.0), "
+        "dict(type='uotod_mmdet.InsideGTCost', weight=20.0)]"
+    )
+
+
+MASS = 'gt_mass=9, reg=0.1, normalize_cost=False, tol=0.05'
 ASSIGNERS = {
     'ATSSAssigner (stock)': "dict(type='ATSSAssigner', topk=9)",
-    'UnbalancedSinkhorn': f"""dict(
-    type='uotod_mmdet.UnbalancedSinkhornAssigner', match_costs={PRIOR_COSTS},
-    gt_mass=9, reg=0.1, reg_pred=None, reg_target=1.0, normalize_cost=False, tol=0.05)""",
-    'BalancedSinkhorn': f"""dict(
-    type='uotod_mmdet.BalancedSinkhornAssigner', match_costs={PRIOR_COSTS},
-    gt_mass=9, reg=0.1, normalize_cost=False, tol=0.05)""",
+    'UnbalancedSinkhorn': f"""dict(type='uotod_mmdet.UnbalancedSinkhornAssigner', {MASS},
+        match_costs={costs('GIoU')}, background_cost=0.0, reg_pred=None, reg_target=1.0)""",
+    'UnbalancedSinkhorn, log IoU': f"""dict(type='uotod_mmdet.UnbalancedSinkhornAssigner', {MASS},
+        match_costs={costs('log IoU')}, background_cost=1.2, reg_pred=None, reg_target=2.0)""",
+    'BalancedSinkhorn': f"""dict(type='uotod_mmdet.BalancedSinkhornAssigner', {MASS},
+        match_costs={costs('GIoU')})""",
     'OTA': "dict(type='uotod_mmdet.OTAAssigner', center_radius=0.3)",
-    'ClosestTarget': f"""dict(
-    type='uotod_mmdet.ClosestTargetAssigner', match_costs={PRIOR_COSTS}, background_cost=0.0)""",
-    'WeightedSum (Unbalanced + ClosestTarget)': f"""dict(
-    type='uotod_mmdet.WeightedSumAssigner', match_costs={PRIOR_COSTS},
-    strategies=[
-        dict(type='uotod_mmdet.UnbalancedSinkhornAssigner', gt_mass=9, reg=0.1, reg_pred=None, reg_target=1.0,
-             normalize_cost=False, tol=0.05),
-        dict(type='uotod_mmdet.ClosestTargetAssigner'),
-    ])""",
+    'ClosestTarget': f"""dict(type='uotod_mmdet.ClosestTargetAssigner',
+        match_costs={costs('GIoU')}, background_cost=0.0)""",
+    'WeightedSum of Unbalanced and ClosestTarget': f"""dict(type='uotod_mmdet.WeightedSumAssigner',
+        match_costs={costs('GIoU')}, background_cost=0.0,
+        strategies=[
+            dict(type='uotod_mmdet.UnbalancedSinkhornAssigner', {MASS}, reg_pred=None, reg_target=1.0),
+            dict(type='uotod_mmdet.ClosestTargetAssigner'),
+        ])""",
 }
 CONFIG = """
 _base_ = {base!r}
@@ -62,7 +71,7 @@ default_hooks = dict(checkpoint=dict(save_best=None, interval=max_epochs))
 
 def run(name: str, args: argparse.Namespace) -> dict:
     """Train with one strategy, unless that was done, and return its line of the table."""
-    work_dir = args.work_dir / ''.join(c for c in name.split(' (')[0].lower() if c.isalnum())
+    work_dir = args.work_dir / ''.join(c for c in name.lower() if c.isalnum())
     config, result = work_dir / 'config.py', work_dir / 'result.json'
     text = CONFIG.format(
         base=str(ROOT / 'configs/color_boxes/gfl_tiny_atss.py'), epochs=args.epochs, assigner=ASSIGNERS[name]

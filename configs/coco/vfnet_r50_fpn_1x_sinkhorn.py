@@ -1,7 +1,7 @@
 # VFNet R50 with our VarifocalLoss and unbalanced transport, read hard.
-_base_ = ['mmdet::vfnet/vfnet_r50_fpn_1x_coco.py', '../_base_/assigners/dense_sinkhorn.py']
+_base_ = ['mmdet::vfnet/vfnet_r50_fpn_1x_coco.py', '../_base_/assigners/dense_sinkhorn_small.py']
 
 model = dict(
     bbox_head=dict(loss_cls=dict(type='uotod_mmdet.VarifocalLoss')),
-    train_cfg=dict(assigner={{_base_.dense_sinkhorn}}),
+    train_cfg=dict(assigner={{_base_.dense_sinkhorn_small}}),
 )

@@ -26,7 +26,7 @@ class OTAAssigner(BalancedSinkhornAssigner):
 
     Args:
         cls_weight: Weight of the classification cost.
-        iou_weight: Weight of the IoU cost 1 - GIoU, of which the constant drops out too.
+        iou_weight: Weight of the IoU cost, -log IoU.
         center_radius: Half the side of the centre region, in strides of point priors or sizes of anchors.
         center_cost: The constant outside it.
         topq: IoUs that are summed.
@@ -54,7 +54,7 @@ class OTAAssigner(BalancedSinkhornAssigner):
                 raise ValueError(f'{name} must be >= 0, got {value}')
         super().__init__(
             match_costs=[
-                dict(type='IoUCost', iou_mode='giou', weight=iou_weight),
+                dict(type='uotod_mmdet.LogIoUCost', weight=iou_weight),
                 dict(type='uotod_mmdet.InsideGTCost', weight=center_cost, center_radius=center_radius),
                 dict(type='FocalLossCost', weight=cls_weight),
             ],

@@ -9,6 +9,7 @@ from mmdet.structures.bbox import bbox_overlaps, bbox_xyxy_to_cxcywh
 from mmengine.structures import InstanceData
 from torch import Tensor
 
+from .log_iou_cost import LogIoUCost
 from .prior_costs import InsideGTCost, PriorCenterCost, PriorCost, prior_centers_and_sizes
 
 BOX_SOURCES = ('auto', 'bboxes', 'priors')
@@ -94,8 +95,8 @@ def make_batch(
 def batch_cost(match_costs: Sequence, batch: Batch) -> Tensor:
     """Sum of the match costs.
 
-    mmdet's ClassificationCost, FocalLossCost, BBoxL1Cost and IoUCost and our PriorCenterCost and InsideGTCost are
-    computed for the whole batch at once; any other is called one image at a time.
+    mmdet's ClassificationCost, FocalLossCost, BBoxL1Cost and IoUCost and our LogIoUCost, PriorCenterCost and
+    InsideGTCost are computed for the whole batch at once; any other is called one image at a time.
 
     Args:
         match_costs: mmdet match costs, or any callables of their signature.
@@ -178,6 +179,10 @@ def _iou(match_cost: IoUCost, batch: Batch) -> Tensor:
     return -match_cost.weight * bbox_overlaps(batch.bboxes, batch.gt_bboxes, mode=match_cost.iou_mode)
 
 
+def _log_iou(match_cost: LogIoUCost, batch: Batch) -> Tensor:
+    return match_cost.cost(batch.bboxes, batch.gt_bboxes)
+
+
 def _prior(match_cost: PriorCost, batch: Batch) -> Tensor:
     if batch.priors is None:
         raise ValueError(
@@ -194,6 +199,7 @@ _BATCHED = {
     FocalLossCost: _focal,
     BBoxL1Cost: _box_l1,
     IoUCost: _iou,
+    LogIoUCost: _log_iou,
     PriorCenterCost: _prior,
     InsideGTCost: _prior,
 }

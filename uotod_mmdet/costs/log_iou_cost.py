@@ -1,0 +1,39 @@
+"""The IoU loss as a match cost."""
+
+from typing import Optional
+
+from mmdet.models.task_modules.assigners.match_cost import BaseMatchCost
+from mmdet.structures.bbox import bbox_overlaps
+from mmengine.structures import InstanceData
+from torch import Tensor
+
+from uotod_mmdet.registry import TASK_UTILS
+
+
+@TASK_UTILS.register_module()
+class LogIoUCost(BaseMatchCost):
+    """-log IoU, the IoU loss of UnitBox that OTA and SimOTA match by.
+
+    It tells ratios of overlaps apart where mmdet's IoUCost tells differences: to a small object all anchors overlap
+    little, and those of the fitting level still overlap several times more than those of the next.
+
+    Args:
+        weight: Factor of the cost.
+        eps: Least IoU that is told from 0; boxes that do not overlap cost -log(eps).
+    """
+
+    def __init__(self, weight: float = 1.0, eps: float = 1e-3) -> None:
+        super().__init__(weight)
+        if not 0 < eps < 1:
+            raise ValueError(f'eps must be in (0, 1), got {eps}')
+        self.eps = eps
+
+    def cost(self, bboxes: Tensor, gt_bboxes: Tensor) -> Tensor:
+        """Cost (..., N, M) of boxes (..., N, 4) and ground truths (..., M, 4), pixels."""
+        return -self.weight * bbox_overlaps(bboxes, gt_bboxes).clamp(min=self.eps).log()
+
+    def __call__(
+        self, pred_instances: InstanceData, gt_instances: InstanceData, img_meta: Optional[dict] = None, **kwargs
+    ) -> Tensor:
+        """Cost of one image, (N, M)."""
+        return self.cost(pred_instances.bboxes, gt_instances.bboxes)
