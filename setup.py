@@ -28,7 +28,7 @@ setup(
     # torch, mmengine, mmcv and mmdet are needed but not listed here. The maintained forks onedl-mmengine, onedl-mmcv
     # and onedl-mmdetection bring the same modules under other distribution names, so pip would install the originals
     # over them. `import uotod_mmdet` checks that they are there and says which command mends what is missing.
-    install_requires=['numpy', 'scipy', 'packaging', 'filelock'],
+    install_requires=['numpy', 'scipy', 'packaging', 'filelock', 'tqdm'],
     extras_require={
         'mmdet': ['mmengine>=0.10.4,<1', 'mmcv>=2.0,<2.2', 'mmdet>=3.3,<3.4'],
         'tests': ['pytest', 'POT', 'hypothesis', 'ruff'],
