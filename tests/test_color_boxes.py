@@ -269,7 +269,7 @@ def test_a_root_that_cannot_be_written_is_named_with_its_argument(tmp_path):
 
 def build(root, **kwargs):
     pipeline = [
-        dict(type='mmdet.LoadImageFromFile'),
+        dict(type='LoadImageFromFile'),
         dict(type='mmdet.LoadAnnotations', with_bbox=True),
         dict(type='mmdet.PackDetInputs'),
     ]
@@ -313,7 +313,7 @@ def test_dataset_is_made_on_first_use(tmp_path):
 @pytest.mark.parametrize('with_ann_file', [True, False])
 def test_coco_metric_gives_perfect_detections_ap_1(data_root, with_ann_file):
     meta_keys = ('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor', 'instances')
-    pipeline = [dict(type='mmdet.LoadImageFromFile'), dict(type='mmdet.PackDetInputs', meta_keys=meta_keys)]
+    pipeline = [dict(type='LoadImageFromFile'), dict(type='mmdet.PackDetInputs', meta_keys=meta_keys)]
     dataset = build(data_root, split='val', test_mode=True, pipeline=pipeline)
     ann_file = annotation_file(data_root, 'mini', 0, 'val') if with_ann_file else None
     evaluator = Evaluator(dict(type='mmdet.CocoMetric', ann_file=ann_file))
