@@ -21,7 +21,7 @@ class OTAAssigner(BalancedSinkhornAssigner):
     left is FocalLossCost against a background of 0.
 
     With a head that gives priors only (GFLHead, ATSSHead, RetinaHead...) the boxes are the priors and the
-    classification term is left out. Scores that all lie in [0, 1] are taken for probabilities (YOLOXHead gives those),
+    classification term is left out; with one that gives no priors (DETRHead...) the centre term is. Scores that all lie in [0, 1] are taken for probabilities (YOLOXHead gives those),
     others for logits.
 
     Args:
@@ -68,8 +68,12 @@ class OTAAssigner(BalancedSinkhornAssigner):
         )
 
     def _cost(self, batch: Batch) -> Tensor:
-        if batch.scores is None:
-            return batch_cost(self.match_costs[:2], batch)
-        if bool(((batch.scores >= 0) & (batch.scores <= 1)).all()):
-            batch = batch._replace(scores=batch.scores.logit(eps=1e-6))
-        return batch_cost(self.match_costs, batch)
+        overlap, center, classification = self.match_costs
+        terms = [overlap]
+        if batch.priors is not None:
+            terms.append(center)
+        if batch.scores is not None:
+            terms.append(classification)
+            if bool(((batch.scores >= 0) & (batch.scores <= 1)).all()):
+                batch = batch._replace(scores=batch.scores.logit(eps=1e-6))
+        return batch_cost(terms, batch)
