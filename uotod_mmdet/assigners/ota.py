@@ -21,8 +21,8 @@ class OTAAssigner(BalancedSinkhornAssigner):
     left is FocalLossCost against a background of 0.
 
     With a head that gives priors only (GFLHead, ATSSHead, RetinaHead...) the boxes are the priors and the
-    classification term is left out; with one that gives no priors (DETRHead...) the centre term is. Scores that all lie in [0, 1] are taken for probabilities (YOLOXHead gives those),
-    others for logits.
+    classification term is left out; with one that gives no priors (DETRHead...) the centre term is. Scores that all lie
+    in [0, 1] are taken for probabilities (YOLOXHead gives those), others for logits.
 
     Args:
         cls_weight: Weight of the classification cost.
