@@ -308,4 +308,4 @@ def test_wheel_contains_the_whole_package_and_nothing_else(tmp_path):
     assert names == modules | {'uotod_mmdet/py.typed'}
 
     required = [line for line in metadata.splitlines() if line.startswith('Requires-Dist') and 'extra ==' not in line]
-    assert sorted(line.split()[1] for line in required) == ['filelock', 'numpy', 'packaging', 'scipy']
+    assert sorted(line.split()[1] for line in required) == ['filelock', 'numpy', 'packaging', 'scipy', 'tqdm']
