@@ -122,7 +122,7 @@ def main() -> None:
             f'{args.epochs} epochs, one seed, COCO AP.\n'
             f'Made by `python tools/compare_strategies.py --epochs {args.epochs} --out docs/strategies.md`.\n\n'
             + '\n'.join(table)
-            + '\n'
+            + '\n\nGFLHead gives its assigner priors only; OTA is meant for heads that give predictions.\n'
         )
 
 
