@@ -95,7 +95,9 @@ def test_every_strategy_trains_a_stock_head_with_ignored_boxes_and_an_empty_imag
 @pytest.mark.parametrize(
     'head, name, lr',
     [
-        ('GFLHead', 'UnbalancedSinkhornAssigner', 3e-3),
+        # Not GFLHead: it weighs box losses by predicted scores, so its loss is near its least before training.
+        ('ATSSHead', 'UnbalancedSinkhornAssigner', 3e-3),
+        ('VFNetHead', 'UnbalancedSinkhornAssigner', 3e-3),
         ('RetinaHead', 'BalancedSinkhornAssigner', 3e-3),
         ('YOLOXHead', 'UnbalancedSinkhornAssigner', 3e-3),
         ('DETRHead', 'HungarianAssigner', 1e-3),
