@@ -17,15 +17,15 @@ SCOPE = 'uotod_mmdet'
 
 def _keyword_names(cls: type) -> Optional[list[str]]:
     """Keywords that ``cls(...)`` takes, those it hands on to its bases by ``**kwargs`` included; None if unknowable."""
-    names = []
-    for base in cls.__mro__:
+    names, open_ended = [], True
+    for base in cls.__mro__[:-1]:  # all but object
         if '__init__' not in vars(base):
             continue
         parameters = list(inspect.signature(base.__init__).parameters.values())[1:]
         names += [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
-        if not any(p.kind is p.VAR_KEYWORD for p in parameters):
-            return list(dict.fromkeys(names))
-    return None
+        # No stop at the first one that takes no **kwargs: with several bases a class may call past it (VFNetHead).
+        open_ended &= any(p.kind is p.VAR_KEYWORD for p in parameters)
+    return None if open_ended else list(dict.fromkeys(names))
 
 
 def _name_unknown_arguments(cls: type) -> None:
@@ -79,7 +79,9 @@ class Registry(mmengine.registry.Registry):
         return found
 
 
-MODELS = Registry('model', parent=mmdet.registry.MODELS, scope=SCOPE, locations=['uotod_mmdet.losses'])
+MODELS = Registry(
+    'model', parent=mmdet.registry.MODELS, scope=SCOPE, locations=['uotod_mmdet.losses', 'uotod_mmdet.heads']
+)
 TASK_UTILS = Registry(
     'task util',
     parent=mmdet.registry.TASK_UTILS,

@@ -4,6 +4,7 @@ from .base import TransportAssigner
 from .closest_prediction import ClosestPredictionAssigner
 from .closest_target import ClosestTargetAssigner
 from .hungarian import HungarianAssigner
+from .match_batch import match_batch, reads_predicted_boxes
 from .ota import OTAAssigner
 from .sinkhorn import BalancedSinkhornAssigner, UnbalancedSinkhornAssigner
 from .soft_min import SoftMinAssigner
@@ -19,4 +20,6 @@ __all__ = [
     'TransportAssigner',
     'UnbalancedSinkhornAssigner',
     'WeightedSumAssigner',
+    'match_batch',
+    'reads_predicted_boxes',
 ]

@@ -34,6 +34,9 @@ class TransportAssigner(BaseAssigner):
             other ground truth needs.
     """
 
+    num_iter_done: Optional[Tensor] = None
+    """Iterations that the last ``match`` took for each image, (B,); None: the strategy does not iterate."""
+
     def __init__(
         self,
         match_costs: Union[dict, Sequence[dict]],
@@ -56,10 +59,11 @@ class TransportAssigner(BaseAssigner):
         self.keep_every_gt = keep_every_gt
 
     @abstractmethod
-    def _plan(self, cost: Tensor, gt_mask: Tensor, gt_mass: Optional[Tensor]) -> Tensor:
+    def _plan(self, cost: Tensor, gt_mask: Tensor, gt_mass: Optional[Tensor], pred_mask: Tensor) -> Tensor:
         """Plan (B, N, M + 1) of a finite cost (B, N, M + 1), float32 or float64, whose last column is the background.
 
-        B, N >= 1. Padded columns hold cost 0 and must get no mass, as must the last one without ``background``.
+        B, N >= 1. Padded columns and rows hold cost 0 and must get no mass, as must the last column without
+        ``background``; ``pred_mask`` (B, N) is False on padded rows.
         """
 
     def _cost(self, batch: Batch) -> Tensor:
@@ -71,7 +75,13 @@ class TransportAssigner(BaseAssigner):
         return None
 
     @torch.no_grad()
-    def match(self, cost: Tensor, gt_mask: Optional[Tensor] = None, gt_mass: Optional[Tensor] = None) -> Tensor:
+    def match(
+        self,
+        cost: Tensor,
+        gt_mask: Optional[Tensor] = None,
+        gt_mass: Optional[Tensor] = None,
+        pred_mask: Optional[Tensor] = None,
+    ) -> Tensor:
         """Match a batch of images.
 
         Args:
@@ -79,10 +89,11 @@ class TransportAssigner(BaseAssigner):
             gt_mask: False on padded ground truths, (B, M). None: all are real.
             gt_mass: Predictions' worth of mass of each ground truth, (B, M), in place of the assigner's own; only
                 the Sinkhorn strategies heed it.
+            pred_mask: False on predictions that take no part, (B, N). None: all do.
 
         Returns:
             Plan in the dtype and on the device of ``cost``, (B, N, M + 1), last column the background, scaled so that
-            a prediction matched whole to one thing has row sum 1. Padded columns are exactly 0.
+            a prediction matched whole to one thing has row sum 1. Padded columns and rows are exactly 0.
 
         Raises:
             ValueError: If shapes disagree, or a real entry of ``cost`` is not finite.
@@ -90,15 +101,10 @@ class TransportAssigner(BaseAssigner):
         if cost.dim() != 3:
             raise ValueError(f'cost must have shape (B, N, M), got {tuple(cost.shape)}')
         batch, num_preds, num_gts = cost.shape
-        if gt_mask is None:
-            gt_mask = torch.ones(batch, num_gts, dtype=torch.bool, device=cost.device)
-        elif gt_mask.shape != (batch, num_gts) or gt_mask.dtype != torch.bool:
-            raise ValueError(
-                f'gt_mask must be bool of shape {(batch, num_gts)} for a cost of shape {tuple(cost.shape)}, '
-                f'got {gt_mask.dtype} of shape {tuple(gt_mask.shape)}'
-            )
+        gt_mask = _mask('gt_mask', gt_mask, cost, (batch, num_gts))
+        pred_mask = _mask('pred_mask', pred_mask, cost, (batch, num_preds))
         solved = cost.detach().to(torch.promote_types(cost.dtype, torch.float32))
-        solved = torch.where(gt_mask[:, None], solved, 0)
+        solved = torch.where(gt_mask[:, None] & pred_mask[:, :, None], solved, 0)
         if not torch.isfinite(solved).all():
             bad = (~torch.isfinite(solved)).flatten(1).sum(1)
             image = int(bad.argmax())
@@ -107,7 +113,7 @@ class TransportAssigner(BaseAssigner):
                 f'{image} of the batch: check the predictions for NaN and the costs for fp16 overflow'
             )
         solved = torch.cat([solved, solved.new_full((batch, num_preds, 1), self.background_cost)], dim=2)
-        plan = self._plan(solved, gt_mask, gt_mass) if solved.numel() else solved
+        plan = self._plan(solved, gt_mask, gt_mass, pred_mask) if solved.numel() else solved
         return plan.to(cost.dtype)
 
     @torch.no_grad()
@@ -118,13 +124,20 @@ class TransportAssigner(BaseAssigner):
             batch: What :func:`~uotod_mmdet.costs.make_batch` returns.
 
         Returns:
-            Costs (B, N, M), 0 on padding, and what :meth:`match` makes of them (B, N, M + 1).
+            Costs (B, N, M), 0 on padding, and what :meth:`match` makes of them (B, N, M + 1). The row of a prediction
+            that is not matched (its background is its heaviest column) and overlaps an ignored box is zero.
 
         Raises:
             ValueError: See :func:`~uotod_mmdet.costs.batch_cost`.
         """
         cost = self._cost(batch)
-        return cost, self.match(cost, batch.gt_mask, self._gt_mass(batch))
+        plan = self.match(cost, batch.gt_mask, self._gt_mass(batch), batch.pred_mask)
+        for index, ignored in enumerate(batch.gt_instances_ignore):
+            if self.ignore_iof_thr >= 0 and ignored is not None and len(ignored):
+                iof = bbox_overlaps(batch.bboxes[index], as_tensor(ignored.bboxes).to(batch.bboxes), mode='iof')
+                unmatched = plan[index].argmax(1) == cost.size(2)
+                plan[index, unmatched & (iof.amax(1) > self.ignore_iof_thr)] = 0
+        return cost, plan
 
     @torch.no_grad()
     def assign(
@@ -221,3 +234,15 @@ class TransportAssigner(BaseAssigner):
             logger='current',
             level=logging.WARNING,
         )
+
+
+def _mask(name: str, mask: Optional[Tensor], cost: Tensor, shape: tuple[int, int]) -> Tensor:
+    """``mask``, checked, or all True."""
+    if mask is None:
+        return torch.ones(shape, dtype=torch.bool, device=cost.device)
+    if mask.shape != shape or mask.dtype != torch.bool:
+        raise ValueError(
+            f'{name} must be bool of shape {shape} for a cost of shape {tuple(cost.shape)}, '
+            f'got {mask.dtype} of shape {tuple(mask.shape)}'
+        )
+    return mask

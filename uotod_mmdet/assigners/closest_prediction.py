@@ -39,17 +39,16 @@ class ClosestPredictionAssigner(TransportAssigner):
         self.threshold = threshold
         self.uniform_background = uniform_background
 
-    def _plan(self, cost: Tensor, gt_mask: Tensor, gt_mass: Optional[Tensor]) -> Tensor:
-        cost = cost[:, :, :-1]
+    def _plan(self, cost: Tensor, gt_mask: Tensor, gt_mass: Optional[Tensor], pred_mask: Tensor) -> Tensor:
+        cost = cost[:, :, :-1].masked_fill(~pred_mask[:, :, None], torch.inf)
         if self.threshold is not None:
             gt_mask = gt_mask & (cost <= self.threshold).any(1)
         plan = closest_row(cost, gt_mask)
         if not self.background:
             background = torch.zeros_like(plan[:, :, :1])
         elif self.uniform_background:
-            num_preds = cost.size(1)
-            share = (1 - plan.sum((1, 2)) / num_preds).clamp(min=0)
-            background = share[:, None, None].expand(-1, num_preds, 1)
+            share = (1 - plan.sum((1, 2)) / pred_mask.sum(1).clamp(min=1)).clamp(min=0)
+            background = share[:, None, None].expand(-1, cost.size(1), 1)
         else:
             background = (plan.sum(2, keepdim=True) == 0).to(plan.dtype)
-        return torch.cat([plan, background], dim=2)
+        return torch.cat([plan, background], dim=2) * pred_mask[:, :, None]

@@ -22,7 +22,7 @@ class HungarianAssigner(TransportAssigner):
     Args: see :class:`TransportAssigner`. ``background_cost`` has no effect.
     """
 
-    def _plan(self, cost: Tensor, gt_mask: Tensor, gt_mass: Optional[Tensor]) -> Tensor:
-        matching = assignment(cost[:, :, :-1], gt_mask)
-        background = 1 - matching.sum(2, keepdim=True)
+    def _plan(self, cost: Tensor, gt_mask: Tensor, gt_mass: Optional[Tensor], pred_mask: Tensor) -> Tensor:
+        matching = assignment(cost[:, :, :-1], gt_mask, pred_mask)
+        background = pred_mask[:, :, None].to(matching.dtype) - matching.sum(2, keepdim=True)
         return torch.cat([matching, background if self.background else torch.zeros_like(background)], dim=2)

@@ -1,6 +1,5 @@
 """Entropic optimal transport, balanced and unbalanced."""
 
-import math
 from collections.abc import Sequence
 from typing import Any, Optional, Union
 
@@ -18,6 +17,8 @@ from .base import TransportAssigner
 def dynamic_k(batch: Batch, topq: int) -> Tensor:
     """The sum of each ground truth's largest IoUs with the predictions, at least 1, (B, M) (OTA, section 3.3)."""
     overlaps = bbox_overlaps(batch.bboxes, batch.gt_bboxes)
+    if batch.pred_mask is not None:
+        overlaps = overlaps * batch.pred_mask[:, :, None]
     return overlaps.topk(min(topq, overlaps.size(1)), dim=1).values.sum(1).clamp(min=1)
 
 
@@ -82,20 +83,22 @@ class BalancedSinkhornAssigner(TransportAssigner):
     def _gt_mass(self, batch: Batch) -> Optional[Tensor]:
         return dynamic_k(batch, self.topq) if self.gt_mass == 'dynamic_k' else None
 
-    def _plan(self, cost: Tensor, gt_mask: Tensor, gt_mass: Optional[Tensor]) -> Tensor:
-        num_preds = cost.size(1)
+    def _plan(self, cost: Tensor, gt_mask: Tensor, gt_mass: Optional[Tensor], pred_mask: Tensor) -> Tensor:
+        num_preds = pred_mask.sum(1).to(cost.dtype)
         if self.normalize_cost:
             largest = cost.abs().amax((1, 2), keepdim=True)
             cost = cost / torch.where(largest > 0, largest, 1)
-        reg = self.reg_dimless / (math.log(2 * num_preds) + 1) if self.reg is None else self.reg
-        rows, columns = self._marginals(cost, gt_mask, gt_mass)
+        reg = self.reg_dimless / ((2 * num_preds.clamp(min=1)).log() + 1) if self.reg is None else self.reg
+        rows, columns = self._marginals(gt_mask, gt_mass, pred_mask.to(cost.dtype))
         solve = solve_with_pot if self.solver == 'pot' else sinkhorn
         result = solve(cost, rows, columns, reg, self.reg_pred, self.reg_target, num_iter=self.num_iter, tol=self.tol)
-        return num_preds * result.plan
+        self.num_iter_done = result.num_iter
+        return num_preds[:, None, None] * result.plan
 
-    def _marginals(self, cost: Tensor, gt_mask: Tensor, gt_mass: Optional[Tensor]) -> tuple[Tensor, Tensor]:
+    def _marginals(self, gt_mask: Tensor, gt_mass: Optional[Tensor], real_preds: Tensor) -> tuple[Tensor, Tensor]:
         """Mass of predictions (B, N) and of ground truths and background (B, M + 1); each side sums to 1."""
-        num_preds, real = cost.size(1), gt_mask.to(cost.dtype)
+        num_preds = real_preds.sum(1, keepdim=True).clamp(min=1)
+        real = gt_mask.to(real_preds.dtype)
         if gt_mass is None:
             if self.gt_mass == 'dynamic_k':
                 raise ValueError("gt_mass='dynamic_k' needs the overlaps of boxes: give match() a gt_mass (B, M)")
@@ -108,7 +111,7 @@ class BalancedSinkhornAssigner(TransportAssigner):
         else:
             columns = torch.cat([mass / torch.where(total > 0, total, 1), torch.zeros_like(total)], dim=1)
         # Without background and ground truths there is nothing to send.
-        rows = columns.sum(1, keepdim=True).expand(-1, num_preds) / num_preds
+        rows = columns.sum(1, keepdim=True) * real_preds / num_preds
         return rows, columns
 
 

@@ -50,15 +50,15 @@ class SoftMinAssigner(TransportAssigner):
         self.reg = reg
         self.background_weight = background_weight
 
-    def _plan(self, cost: Tensor, gt_mask: Tensor, gt_mass: Optional[Tensor]) -> Tensor:
-        num_preds, weight = cost.size(1), self.background_weight if self.background else 0.0
+    def _plan(self, cost: Tensor, gt_mask: Tensor, gt_mass: Optional[Tensor], pred_mask: Tensor) -> Tensor:
+        weight = self.background_weight if self.background else 0.0
         if self.source == 'target':
-            plan = softmin(cost[:, :, :-1], self.reg, 1, gt_mask)
-            share = (1 - gt_mask.sum(1) / num_preds).clamp(min=0).to(plan.dtype)
-            background = weight * share[:, None, None].expand(-1, num_preds, 1)
+            plan = softmin(cost[:, :, :-1], self.reg, 1, gt_mask, pred_mask)
+            share = (1 - gt_mask.sum(1) / pred_mask.sum(1).clamp(min=1)).clamp(min=0).to(plan.dtype)
+            background = weight * share[:, None, None] * pred_mask[:, :, None]
             return torch.cat([plan, background], dim=2)
         background = gt_mask.new_full((len(gt_mask), 1), weight > 0)
         cost = cost.clone()
         if weight > 0:
             cost[:, :, -1] -= self.reg * torch.tensor(weight).log()
-        return softmin(cost, self.reg, 2, torch.cat([gt_mask, background], dim=1))
+        return softmin(cost, self.reg, 2, torch.cat([gt_mask, background], dim=1), pred_mask)

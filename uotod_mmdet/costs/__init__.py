@@ -1,7 +1,16 @@
 """Costs of matching a prediction with a ground truth."""
 
 from .log_iou_cost import LogIoUCost
-from .pairwise import Batch, batch_cost, make_batch, prior_boxes
+from .pairwise import Batch, as_tensor, batch_cost, make_batch, prior_boxes
 from .prior_costs import InsideGTCost, PriorCenterCost
 
-__all__ = ['Batch', 'InsideGTCost', 'LogIoUCost', 'PriorCenterCost', 'batch_cost', 'make_batch', 'prior_boxes']
+__all__ = [
+    'Batch',
+    'InsideGTCost',
+    'LogIoUCost',
+    'PriorCenterCost',
+    'as_tensor',
+    'batch_cost',
+    'make_batch',
+    'prior_boxes',
+]

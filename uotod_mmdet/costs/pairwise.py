@@ -1,13 +1,14 @@
 """The costs of a whole batch of images from mmdet's match costs."""
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple, Optional
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, Optional, Union
 
 import torch
 from mmdet.models.task_modules.assigners.match_cost import BBoxL1Cost, ClassificationCost, FocalLossCost, IoUCost
 from mmdet.structures.bbox import bbox_overlaps, bbox_xyxy_to_cxcywh
 from mmengine.structures import InstanceData
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from .log_iou_cost import LogIoUCost
 from .prior_costs import InsideGTCost, PriorCenterCost, PriorCost, prior_centers_and_sizes
@@ -24,9 +25,17 @@ class Batch(NamedTuple):
     gt_bboxes: Tensor  # (B, M, 4) xyxy pixels
     gt_labels: Tensor  # (B, M)
     gt_mask: Tensor  # (B, M) False on padding and on boxes without area
-    pred_instances: Sequence[InstanceData]
+    pred_mask: Optional[Tensor]  # (B, N) False on predictions that take no part; None: all do
+    predictions: Union[Sequence[InstanceData], Mapping[str, Tensor]]  # as given
     gt_instances: Sequence[InstanceData]
+    gt_instances_ignore: Sequence[Optional[InstanceData]]
     img_metas: Sequence[dict]
+
+    def pred_instances(self, index: int) -> InstanceData:
+        """The predictions of one image, as given."""
+        if isinstance(self.predictions, Mapping):
+            return InstanceData(**{name: values[index] for name, values in self.predictions.items()})
+        return self.predictions[index]
 
 
 def as_tensor(boxes: Any) -> Tensor:
@@ -41,54 +50,59 @@ def prior_boxes(priors: Tensor) -> Tensor:
 
 
 def make_batch(
-    pred_instances: Sequence[InstanceData],
+    predictions: Union[Sequence[InstanceData], Mapping[str, Tensor]],
     gt_instances: Sequence[InstanceData],
     img_metas: Optional[Sequence[dict]] = None,
     box_source: str = 'auto',
+    gt_instances_ignore: Optional[Sequence[Optional[InstanceData]]] = None,
+    pred_mask: Optional[Tensor] = None,
 ) -> Batch:
     """Stack the predictions and pad the ground truths of a batch of images.
 
     Args:
-        pred_instances: For each of B images N predictions with what the costs read: ``scores`` (N, C), ``bboxes``
-            (N, 4), ``priors`` (N, 4); boxes in pixels.
+        predictions: For each of B images N predictions with what the costs read: ``scores`` (N, C), ``bboxes``
+            (N, 4), ``priors`` (N, 4); boxes in pixels. Or the same stacked: a mapping of these names to (B, N, .).
         gt_instances: For each image its ground truths: ``bboxes`` (M_i, 4) pixels, ``labels`` (M_i,).
         img_metas: Meta information of each image; BBoxL1Cost reads ``img_shape``.
         box_source: What the costs see as ``bboxes``: 'bboxes', 'priors', or 'auto' (priors where there are no bboxes).
+        gt_instances_ignore: For each image its ignored (crowd) boxes, ``bboxes`` (I_i, 4) pixels, or None.
+        pred_mask: False on predictions that take no part, such as anchors on the padding of an image, (B, N).
 
     Raises:
         ValueError: If ``box_source`` does not fit, or a label is not a class of the scores.
     """
     fields = {}
     for name in ('bboxes', 'scores', 'priors'):
-        if all(name in pred for pred in pred_instances):
-            stacked = torch.stack([as_tensor(pred[name]).detach() for pred in pred_instances])
-            fields[name] = stacked.to(torch.promote_types(stacked.dtype, torch.float32))
+        if isinstance(predictions, Mapping):
+            stacked = predictions.get(name)
+        elif all(name in pred for pred in predictions):
+            stacked = torch.stack([as_tensor(pred[name]) for pred in predictions])
+        else:
+            stacked = None
+        if stacked is not None:
+            fields[name] = stacked.detach().to(torch.promote_types(stacked.dtype, torch.float32))
     if 'priors' in fields and (box_source == 'priors' or (box_source == 'auto' and 'bboxes' not in fields)):
         fields['bboxes'] = prior_boxes(fields['priors'])
     if 'bboxes' not in fields or (box_source == 'priors' and 'priors' not in fields):
         raise ValueError(
-            f'box_source={box_source!r} does not fit predictions that hold {sorted(pred_instances[0].keys())}: '
+            f'box_source={box_source!r} does not fit predictions that hold {sorted(fields)}: '
             'this head gives the assigner ' + ('no priors.' if 'bboxes' in fields else "priors only; use 'auto'.")
         )
-    bboxes = fields['bboxes']
-    counts = [len(gt) for gt in gt_instances]
-    gt_bboxes = bboxes.new_zeros(len(counts), max(counts), 4)
-    gt_labels = gt_instances[0].labels.new_zeros(gt_bboxes.shape[:2])
-    for index, gt in enumerate(gt_instances):
-        gt_bboxes[index, : counts[index]] = as_tensor(gt.bboxes).to(bboxes.dtype)
-        gt_labels[index, : counts[index]] = gt.labels
+    gt_bboxes = pad_sequence([as_tensor(gt.bboxes) for gt in gt_instances], batch_first=True).to(fields['bboxes'])
+    gt_labels = pad_sequence([gt.labels for gt in gt_instances], batch_first=True)
     _check_labels(gt_labels, fields.get('scores'))
-    gt_mask = (gt_bboxes[..., 2:] > gt_bboxes[..., :2]).all(-1)
     return Batch(
-        bboxes,
-        fields.get('scores'),
-        fields.get('priors'),
-        gt_bboxes,
-        gt_labels,
-        gt_mask,
-        pred_instances,
-        gt_instances,
-        img_metas or [{}] * len(counts),
+        bboxes=fields['bboxes'],
+        scores=fields.get('scores'),
+        priors=fields.get('priors'),
+        gt_bboxes=gt_bboxes,
+        gt_labels=gt_labels,
+        gt_mask=(gt_bboxes[..., 2:] > gt_bboxes[..., :2]).all(-1),
+        pred_mask=pred_mask,
+        predictions=predictions,
+        gt_instances=gt_instances,
+        gt_instances_ignore=gt_instances_ignore or [None] * len(gt_instances),
+        img_metas=img_metas or [{}] * len(gt_instances),
     )
 
 
@@ -103,7 +117,7 @@ def batch_cost(match_costs: Sequence, batch: Batch) -> Tensor:
         batch: What :func:`make_batch` returns.
 
     Returns:
-        Costs in the dtype of the boxes, 0 on padding, (B, N, M).
+        Costs in the dtype of the boxes, 0 on padding and on predictions that take no part, (B, N, M).
 
     Raises:
         ValueError: If a cost is not finite, naming the image, the cost and how many entries; or if a cost reads what
@@ -113,10 +127,16 @@ def batch_cost(match_costs: Sequence, batch: Batch) -> Tensor:
     with torch.autocast(total.device.type, enabled=False), torch.no_grad():
         for match_cost in match_costs:
             total += _term(match_cost, batch)
-    total = torch.where(batch.gt_mask[:, None], total, 0)
+    total = torch.where(_real_pairs(batch), total, 0)
     if not torch.isfinite(total).all():
         _raise_not_finite(match_costs, batch, total)
     return total
+
+
+def _real_pairs(batch: Batch) -> Tensor:
+    """False on padding, (B, N, M) or (B, 1, M)."""
+    real = batch.gt_mask[:, None]
+    return real if batch.pred_mask is None else real & batch.pred_mask[:, :, None]
 
 
 def _term(match_cost: Any, batch: Batch) -> Tensor:
@@ -129,9 +149,9 @@ def _term(match_cost: Any, batch: Batch) -> Tensor:
 
 def _one_image_at_a_time(match_cost: Any, batch: Batch) -> Tensor:
     term = batch.bboxes.new_zeros(*batch.bboxes.shape[:2], batch.gt_bboxes.size(1))
-    for index, (pred, gt) in enumerate(zip(batch.pred_instances, batch.gt_instances)):
+    for index, gt in enumerate(batch.gt_instances):
         if len(gt):
-            pred = InstanceData(**{**dict(pred.items()), 'bboxes': batch.bboxes[index]})
+            pred = InstanceData(**{**dict(batch.pred_instances(index).items()), 'bboxes': batch.bboxes[index]})
             gt = InstanceData(**{**dict(gt.items()), 'bboxes': batch.gt_bboxes[index, : len(gt)]})
             term[index, :, : len(gt)] = match_cost(
                 pred_instances=pred, gt_instances=gt, img_meta=batch.img_metas[index]
@@ -143,7 +163,7 @@ def _scores(match_cost: Any, batch: Batch) -> Tensor:
     if batch.scores is None:
         raise ValueError(
             f'{type(match_cost).__name__} needs scores, but this head gives the assigner only '
-            f'{sorted(batch.pred_instances[0].keys())}: leave the cost out, or use a prediction-aware head.'
+            f'{sorted(batch.pred_instances(0).keys())}: leave the cost out, or use a prediction-aware head.'
         )
     return batch.scores
 
@@ -187,7 +207,7 @@ def _prior(match_cost: PriorCost, batch: Batch) -> Tensor:
     if batch.priors is None:
         raise ValueError(
             f'{type(match_cost).__name__} needs priors, but this head gives the assigner only '
-            f'{sorted(batch.pred_instances[0].keys())}: it suits heads with anchors or points, not query-based ones '
+            f'{sorted(batch.pred_instances(0).keys())}: it suits heads with anchors or points, not query-based ones '
             'such as DETRHead.'
         )
     return match_cost.cost(batch.priors, batch.gt_bboxes)
@@ -221,13 +241,14 @@ def _raise_not_finite(match_costs: Sequence, batch: Batch, total: Tensor) -> Non
     index = int((~torch.isfinite(total)).flatten(1).any(1).nonzero()[0])
     name, bad = 'the sum of the match costs', int((~torch.isfinite(total[index])).sum())
     for match_cost in match_costs:
-        term = torch.where(batch.gt_mask[index], _term(match_cost, batch)[index], 0)
+        term = torch.where(_real_pairs(batch)[index], _term(match_cost, batch)[index], 0)
         if not torch.isfinite(term).all():
             name, bad = type(match_cost).__name__, int((~torch.isfinite(term)).sum())
             break
+    num_pairs = int(_real_pairs(batch)[index].expand_as(total[index]).sum())
     image = batch.img_metas[index].get('img_path', 'an image' if len(total) == 1 else f'image {index} of the batch')
     raise ValueError(
-        f'{name} is not finite at {bad} of {total.size(1) * int(batch.gt_mask[index].sum())} pairs of prediction and '
+        f'{name} is not finite at {bad} of {num_pairs} pairs of prediction and '
         f'ground truth of {image}. Usual causes: a model that has diverged (lower the learning rate, or clip '
         "gradients with optim_wrapper.clip_grad=dict(max_norm=...)), fp16 overflow, or NaN in the annotations' boxes."
     )

@@ -1,10 +1,12 @@
-"""Quality-aware losses: mmdet's names, arguments and values, with input checks."""
+"""Losses: DetectionLoss, which matches by itself, and quality-aware ones with mmdet's names, arguments and values."""
 
+from .detection_loss import DetectionLoss
 from .distribution_focal_loss import DistributionFocalLoss, distribution_focal_loss
 from .quality_focal_loss import QualityFocalLoss, quality_focal_loss
 from .varifocal_loss import VarifocalLoss, varifocal_loss
 
 __all__ = [
+    'DetectionLoss',
     'DistributionFocalLoss',
     'QualityFocalLoss',
     'VarifocalLoss',

@@ -1,7 +1,7 @@
 """The same problems solved by POT, one at a time in float64: slow, and independent of our own solver."""
 
 import math
-from typing import Optional
+from typing import Optional, Union
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ def solve_with_pot(
     cost: Tensor,
     a: Tensor,
     b: Tensor,
-    reg: float,
+    reg: Union[float, Tensor],
     reg_a: Optional[float] = None,
     reg_b: Optional[float] = None,
     num_iter: int = 1000,
@@ -34,6 +34,7 @@ def solve_with_pot(
         raise ImportError("solver='pot' needs the package POT: pip install POT") from error
     balanced = all(weight is None or math.isinf(weight) for weight in (reg_a, reg_b))
     weights = tuple(math.inf if weight is None else weight for weight in (reg_a, reg_b))
+    regs = torch.as_tensor(reg, dtype=torch.float64).expand(len(cost)).tolist()
     plan = torch.zeros_like(cost, dtype=torch.float64)
     iterations, errors = [], []
     for index in range(len(cost)):
@@ -48,10 +49,10 @@ def solve_with_pot(
         common = dict(numItermax=num_iter, stopThr=tol, log=True, warn=False)
         if balanced:
             masses = [mass / mass.sum() for mass in masses]  # exactly equal sums, which float32 may have lost
-            solution, log = ot.sinkhorn(*masses, problem, reg, method='sinkhorn_log', **common)
+            solution, log = ot.sinkhorn(*masses, problem, regs[index], method='sinkhorn_log', **common)
         else:
             solution, log = ot.unbalanced.sinkhorn_unbalanced(
-                *masses, problem, reg, reg_m=weights, reg_type='entropy', **common
+                *masses, problem, regs[index], reg_m=weights, reg_type='entropy', **common
             )
         plan[index][real] = torch.from_numpy(solution).flatten().to(plan.device)
         iterations.append(log.get('niter', num_iter))

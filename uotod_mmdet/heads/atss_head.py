@@ -1,0 +1,84 @@
+"""ATSS head on the whole plan."""
+
+from typing import Optional
+
+import mmdet.models.dense_heads
+import torch
+from mmdet.structures.bbox import bbox_overlaps
+from mmdet.utils import reduce_mean
+from mmengine.structures import InstanceData
+from torch import Tensor
+
+from uotod_mmdet.losses.pairs import classification_losses, pair_losses
+from uotod_mmdet.registry import MODELS
+
+from .dense import DenseHead
+
+
+@MODELS.register_module()
+class ATSSHead(DenseHead, mmdet.models.dense_heads.ATSSHead):
+    """mmdet's ATSSHead, trained on the whole plan.
+
+    Box losses are those of the pairs, weighted by the plan and, as in mmdet, by the centerness, which is 0 for a
+    prior whose centre lies outside the ground truth. With a plan of zeros and ones every loss is mmdet's.
+
+    Args:
+        min_weight: Pairs of prediction and ground truth lighter than this are dropped; 0 keeps all.
+        *args, **kwargs: mmdet's.
+    """
+
+    def loss_by_feat(
+        self,
+        cls_scores: list[Tensor],
+        bbox_preds: list[Tensor],
+        centernesses: list[Tensor],
+        batch_gt_instances: list[InstanceData],
+        batch_img_metas: list[dict],
+        batch_gt_instances_ignore: Optional[list[InstanceData]] = None,
+    ) -> dict[str, Tensor]:
+        """Losses of all levels together, and the plan's statistics; arguments as in mmdet."""
+        with torch.autocast(cls_scores[0].device.type, enabled=False):
+            scores = self.flatten(cls_scores, self.cls_out_channels)
+            deltas = self.flatten(bbox_preds, 4)
+
+            def decode(priors: Tensor) -> Tensor:
+                return self.bbox_coder.decode(priors.repeat(len(deltas), 1), deltas.flatten(0, 1)).view_as(deltas)
+
+            matched = self.match(
+                [level.shape[-2:] for level in cls_scores],
+                scores,
+                decode,
+                batch_gt_instances,
+                batch_img_metas,
+                batch_gt_instances_ignore,
+            )
+            pairs = matched.pairs
+            pred = self.bbox_coder.decode(matched.priors, deltas.flatten(0, 1)[pairs.rows])
+            pred_centerness = self.flatten(centernesses, 1).flatten()[pairs.rows]
+            centerness = self.centerness_target(matched.priors, matched.gt_bboxes)
+
+            loss_cls = classification_losses(
+                self.loss_cls,
+                scores.flatten(0, 1),
+                matched.gt_labels,
+                self.num_classes,
+                self.label_weights(pairs),
+                lambda: bbox_overlaps(pred.detach(), matched.gt_bboxes, is_aligned=True),
+            )
+            num_pos = reduce_mean(matched.num_pos)
+            loss_centerness = self.loss_centerness(pred_centerness, centerness, weight=pairs.weight, avg_factor=num_pos)
+            weight = centerness * pairs.weight
+            loss_bbox = pair_losses(self.loss_bbox, pred, matched.gt_bboxes, weight)
+            return dict(
+                loss_cls=loss_cls.sum() / num_pos,
+                loss_bbox=loss_bbox.sum() / reduce_mean(weight.sum()).clamp(min=1),
+                loss_centerness=loss_centerness,
+                **matched.statistics,
+            )
+
+    def centerness_target(self, anchors: Tensor, gts: Tensor) -> Tensor:
+        """Centerness of the anchors' centres in their ground truths, 0 outside, (K,)."""
+        centers = (anchors[:, :2] + anchors[:, 2:]) / 2
+        before, after = centers - gts[:, :2], gts[:, 2:] - centers
+        ratio = torch.minimum(before, after).clamp(min=0) / torch.maximum(before, after)
+        return ratio.prod(1).sqrt()

@@ -1,0 +1,116 @@
+"""What the dense heads share: priors, one matching of all images and levels, averages."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Optional
+
+import torch
+from mmdet.models.task_modules.prior_generators import anchor_inside_flags
+from mmdet.models.task_modules.samplers import PseudoSampler
+from mmengine.structures import InstanceData
+from torch import Tensor
+
+from uotod_mmdet.assigners import match_batch, reads_predicted_boxes
+from uotod_mmdet.costs import make_batch
+from uotod_mmdet.losses.checks import full_precision
+from uotod_mmdet.losses.pairs import MIN_WEIGHT, Pairs, check_min_weight, expand, plan_statistics
+
+
+class Matched(NamedTuple):
+    """The plan of a batch and what its pairs refer to."""
+
+    pairs: Pairs
+    priors: Tensor  # (K, 4) prior of each pair, pixels
+    gt_bboxes: Tensor  # (K, 4) its ground truth, pixels
+    gt_labels: Tensor  # (K,)
+    inside: Tensor  # (B * N,) False on priors on the padding or outside the border
+    statistics: dict[str, Tensor]
+
+    @property
+    def num_pos(self) -> Tensor:
+        """Matched mass of the batch, each image's at least 1, as mmdet counts positives."""
+        return self.pairs.mass.clamp(min=1).sum()
+
+
+class DenseHead:
+    """Mixin of the dense heads that train on the whole plan.
+
+    Args:
+        min_weight: Pairs of prediction and ground truth lighter than this are dropped; 0 keeps all.
+        *args, **kwargs: mmdet's.
+    """
+
+    def __init__(self, *args: Any, min_weight: float = MIN_WEIGHT, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.min_weight = check_min_weight(min_weight)
+        if not isinstance(getattr(self, 'sampler', PseudoSampler()), PseudoSampler):
+            raise ValueError(
+                f'{type(self).__name__} trains on all predictions, weighted by the plan, and cannot sample: take '
+                f"train_cfg.sampler (now {type(self.sampler).__name__}) out, or set it to dict(type='PseudoSampler')."
+            )
+
+    def flatten(self, maps: Sequence[Tensor], channels: int) -> Tensor:
+        """Feature maps (B, A * channels, H, W) of all levels as (B, N, channels), half precision as float32."""
+        return torch.cat(
+            [full_precision(level).permute(0, 2, 3, 1).reshape(len(level), -1, channels) for level in maps], 1
+        )
+
+    def match(
+        self,
+        featmap_sizes: Sequence[tuple[int, int]],
+        scores: Tensor,
+        decode: Callable[[Tensor], Tensor],
+        batch_gt_instances: Sequence[InstanceData],
+        batch_img_metas: Sequence[dict],
+        batch_gt_instances_ignore: Optional[Sequence[InstanceData]],
+    ) -> Matched:
+        """Match all images.
+
+        Args:
+            featmap_sizes: Height and width of each level.
+            scores: (B, N, C).
+            decode: Gives the predicted boxes (B, N, 4), pixels, of the priors (N, 4); called without gradient, and only
+                if the assigner reads predicted boxes.
+            batch_gt_instances: Ground truths of each image.
+            batch_img_metas: Meta information of each image.
+            batch_gt_instances_ignore: Ignored boxes of each image.
+        """
+        anchor_list, flag_list = self.get_anchors(featmap_sizes, batch_img_metas, device=scores.device)
+        num_level_priors = [len(anchors) for anchors in anchor_list[0]]
+        priors = torch.cat(anchor_list[0]).to(scores.dtype)
+        inside = torch.stack(
+            [
+                anchor_inside_flags(priors, torch.cat(flags), meta['img_shape'][:2], self.train_cfg['allowed_border'])
+                for flags, meta in zip(flag_list, batch_img_metas)
+            ]
+        )
+        if not inside.any(1).all():
+            raise ValueError(
+                'An image has no anchor inside its border. Check the image and anchor sizes, or set '
+                'train_cfg.allowed_border=-1, which keeps anchors that reach over the border.'
+            )
+        predictions = dict(scores=scores.detach(), priors=priors.expand(len(scores), -1, -1))
+        if reads_predicted_boxes(self.assigner):
+            with torch.no_grad():
+                predictions['bboxes'] = decode(priors)
+        batch = make_batch(
+            predictions,
+            batch_gt_instances,
+            batch_img_metas,
+            getattr(self.assigner, 'box_source', 'auto'),
+            batch_gt_instances_ignore,
+            inside,
+        )
+        pairs = expand(match_batch(self.assigner, batch, num_level_priors), self.min_weight)
+        return Matched(
+            pairs=pairs,
+            priors=priors[pairs.rows % len(priors)],
+            gt_bboxes=batch.gt_bboxes.flatten(0, 1)[pairs.gts],
+            gt_labels=batch.gt_labels.flatten()[pairs.gts],
+            inside=inside.flatten(),
+            statistics=plan_statistics(pairs, batch.gt_mask, getattr(self.assigner, 'num_iter_done', None)),
+        )
+
+    def label_weights(self, pairs: Pairs) -> Pairs:
+        """The pairs with train_cfg.pos_weight in their weights, for classification."""
+        pos_weight = self.train_cfg.get('pos_weight', -1)
+        return pairs._replace(weight=pairs.weight * pos_weight) if pos_weight > 0 else pairs

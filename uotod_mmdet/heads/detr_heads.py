@@ -1,0 +1,177 @@
+"""Heads of the DETR family.
+
+Our DETRHead is a base of the others beside mmdet's class of the same name; by Python's method order it then stands
+between that class and mmdet's DETRHead, whose losses it replaces. What the members of the family add (reference
+points, two stages, box refinement, denoising) stays mmdet's.
+"""
+
+from typing import Any, Optional
+
+import mmdet.models.dense_heads
+import torch
+from mmdet.structures.bbox import bbox_cxcywh_to_xyxy, bbox_overlaps, bbox_xyxy_to_cxcywh
+from mmdet.utils import reduce_mean
+from mmengine.structures import InstanceData
+from torch import Tensor
+
+from uotod_mmdet.assigners import match_batch
+from uotod_mmdet.costs import make_batch
+from uotod_mmdet.losses.checks import full_precision
+from uotod_mmdet.losses.pairs import (
+    MIN_WEIGHT,
+    check_min_weight,
+    classification_losses,
+    expand,
+    pair_losses,
+    plan_statistics,
+)
+from uotod_mmdet.registry import MODELS
+
+
+@MODELS.register_module()
+class DETRHead(mmdet.models.dense_heads.DETRHead):
+    """mmdet's DETRHead, trained on the whole plan; all decoder layers and images are matched as one batch.
+
+    A prediction's classification loss is that of the ground truths it goes to and of the background, weighted by the
+    plan; box losses are those of the pairs, weighted likewise. Averages are mmdet's with the matched mass in place of
+    the number of positives and the background mass in place of that of negatives. With a plan of zeros and ones
+    (HungarianAssigner of ours or mmdet's) every loss is mmdet's.
+
+    Args:
+        min_weight: Pairs of prediction and ground truth lighter than this are dropped; 0 keeps all.
+        *args, **kwargs: mmdet's. ``class_weight`` and ``bg_cls_weight`` of a softmax ``loss_cls`` work in every head
+            of the family.
+    """
+
+    def __init__(self, *args: Any, min_weight: float = MIN_WEIGHT, **kwargs: Any) -> None:
+        self.min_weight = check_min_weight(min_weight)
+        # mmdet's turns bg_cls_weight into class weights in its very own DETRHead only.
+        num_classes = kwargs.get('num_classes', args[0] if args else None)
+        bg_cls_weight = None
+        loss_cls = kwargs.get('loss_cls', dict(type='CrossEntropyLoss', class_weight=1.0, bg_cls_weight=0.1))
+        kwargs['loss_cls'] = loss_cls = dict(loss_cls)
+        class_weight = loss_cls.get('class_weight')
+        if isinstance(class_weight, (int, float)) and not loss_cls.get('use_sigmoid', False):
+            bg_cls_weight = loss_cls.pop('bg_cls_weight', class_weight)
+            loss_cls['class_weight'] = [float(class_weight)] * num_classes + [float(bg_cls_weight)]
+        super().__init__(*args, **kwargs)
+        if bg_cls_weight is not None:
+            self.bg_cls_weight = bg_cls_weight
+
+    def loss_by_feat(
+        self,
+        all_layers_cls_scores: Tensor,
+        all_layers_bbox_preds: Tensor,
+        batch_gt_instances: list[InstanceData],
+        batch_img_metas: list[dict],
+        batch_gt_instances_ignore: Optional[list[InstanceData]] = None,
+    ) -> dict[str, Tensor]:
+        """Losses of all decoder layers, the last without prefix, and the plan's statistics.
+
+        Args:
+            all_layers_cls_scores: (L, B, N, C).
+            all_layers_bbox_preds: (L, B, N, 4) as (cx, cy, w, h), relative to the image.
+            batch_gt_instances: ``bboxes`` (M, 4) pixels and ``labels`` (M,) of each image.
+            batch_img_metas: ``img_shape`` of each image.
+            batch_gt_instances_ignore: Ignored boxes of each image; DETR detectors hand none over.
+        """
+        losses, statistics = self._layer_losses(
+            all_layers_cls_scores,
+            all_layers_bbox_preds,
+            batch_gt_instances,
+            batch_img_metas,
+            batch_gt_instances_ignore,
+        )
+        named = {name: values[-1] for name, values in losses.items()}
+        for layer in range(len(all_layers_cls_scores) - 1):
+            named.update({f'd{layer}.{name}': values[layer] for name, values in losses.items()})
+        return {**named, **statistics}
+
+    def loss_by_feat_single(
+        self,
+        cls_scores: Tensor,
+        bbox_preds: Tensor,
+        batch_gt_instances: list[InstanceData],
+        batch_img_metas: list[dict],
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Losses of one layer; two-stage heads call it for the encoder's proposals."""
+        losses, _ = self._layer_losses(cls_scores[None], bbox_preds[None], batch_gt_instances, batch_img_metas)
+        return losses['loss_cls'][0], losses['loss_bbox'][0], losses['loss_iou'][0]
+
+    def _layer_losses(
+        self,
+        cls_scores: Tensor,
+        bbox_preds: Tensor,
+        batch_gt_instances: list[InstanceData],
+        batch_img_metas: list[dict],
+        batch_gt_instances_ignore: Optional[list[InstanceData]] = None,
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Each loss of each layer (L,), and the statistics of the plans of all."""
+        with torch.autocast(cls_scores.device.type, enabled=False):
+            num_layers, num_images, num_preds = cls_scores.shape[:3]
+            scores = full_precision(cls_scores).flatten(0, 1)
+            boxes = full_precision(bbox_preds).flatten(0, 1)  # (L * B, N, 4)
+            sizes = boxes.new_tensor(
+                [[w, h, w, h] for h, w in (meta['img_shape'][:2] for meta in batch_img_metas)]
+            ).repeat(num_layers, 1)
+            batch = make_batch(
+                dict(scores=scores.detach(), bboxes=bbox_cxcywh_to_xyxy(boxes.detach()) * sizes[:, None]),
+                list(batch_gt_instances) * num_layers,
+                list(batch_img_metas) * num_layers,
+                getattr(self.assigner, 'box_source', 'auto'),
+                list(batch_gt_instances_ignore or [None] * num_images) * num_layers,
+            )
+            pairs = expand(match_batch(self.assigner, batch), self.min_weight)
+
+            def by_layer(values: Tensor) -> Tensor:
+                return values.view(num_layers, -1).sum(1)
+
+            num_pos, num_neg = by_layer(pairs.mass), by_layer(pairs.background)
+            cls_avg_factor = num_pos + num_neg * self.bg_cls_weight
+            if self.sync_cls_avg_factor:
+                cls_avg_factor = reduce_mean(cls_avg_factor)
+            num_pos = reduce_mean(num_pos).clamp(min=1)
+
+            pair_sizes = sizes[pairs.images]
+            preds = boxes.flatten(0, 1)[pairs.rows]
+            pixel_preds = bbox_cxcywh_to_xyxy(preds) * pair_sizes
+            pixel_targets = batch.gt_bboxes.flatten(0, 1)[pairs.gts]
+            targets = bbox_xyxy_to_cxcywh(pixel_targets / pair_sizes)
+            losses = dict(
+                loss_cls=classification_losses(
+                    self.loss_cls,
+                    scores.flatten(0, 1),
+                    batch.gt_labels.flatten()[pairs.gts],
+                    self.num_classes,
+                    pairs,
+                    lambda: bbox_overlaps(pixel_preds.detach(), pixel_targets, is_aligned=True),
+                ),
+                loss_bbox=pairs.sum_by_image(pair_losses(self.loss_bbox, preds, targets, pairs.weight)),
+                loss_iou=pairs.sum_by_image(pair_losses(self.loss_iou, pixel_preds, pixel_targets, pairs.weight)),
+            )
+            divisors = dict(loss_cls=cls_avg_factor.clamp(min=1), loss_bbox=num_pos, loss_iou=num_pos)
+            losses = {name: by_layer(loss) / divisors[name] for name, loss in losses.items()}
+            return losses, plan_statistics(pairs, batch.gt_mask, getattr(self.assigner, 'num_iter_done', None))
+
+
+@MODELS.register_module()
+class ConditionalDETRHead(mmdet.models.dense_heads.ConditionalDETRHead, DETRHead):
+    """mmdet's ConditionalDETRHead, trained on the whole plan; see :class:`DETRHead`."""
+
+
+@MODELS.register_module()
+class DABDETRHead(mmdet.models.dense_heads.DABDETRHead, DETRHead):
+    """mmdet's DABDETRHead, trained on the whole plan; see :class:`DETRHead`."""
+
+
+@MODELS.register_module()
+class DeformableDETRHead(mmdet.models.dense_heads.DeformableDETRHead, DETRHead):
+    """mmdet's DeformableDETRHead, trained on the whole plan; see :class:`DETRHead`.
+
+    With ``as_two_stage`` the encoder's proposals are trained on their own plan.
+    """
+
+
+@MODELS.register_module()
+class DINOHead(mmdet.models.dense_heads.DINOHead, DETRHead):
+    """mmdet's DINOHead, trained on the whole plan; see :class:`DETRHead`. The denoising part is mmdet's."""

@@ -1,0 +1,94 @@
+"""Generalized Focal Loss head on the whole plan."""
+
+from typing import Optional
+
+import mmdet.models.dense_heads
+import torch
+from mmdet.structures.bbox import bbox_overlaps
+from mmdet.utils import reduce_mean
+from mmengine.structures import InstanceData
+from torch import Tensor
+
+from uotod_mmdet.losses.pairs import classification_losses, pair_losses
+from uotod_mmdet.registry import MODELS
+
+from .dense import DenseHead
+
+
+@MODELS.register_module()
+class GFLHead(DenseHead, mmdet.models.dense_heads.GFLHead):
+    """mmdet's GFLHead, trained on the whole plan.
+
+    The target of a class in the Quality Focal Loss is the plan's mean of the IoUs of the prediction with the ground
+    truths of that class; the box losses are those of the pairs, weighted by the plan and, as in mmdet, by the
+    prediction's best score. With a plan of zeros and ones every loss is mmdet's.
+
+    Args:
+        min_weight: Pairs of prediction and ground truth lighter than this are dropped; 0 keeps all.
+        *args, **kwargs: mmdet's.
+    """
+
+    def loss_by_feat(
+        self,
+        cls_scores: list[Tensor],
+        bbox_preds: list[Tensor],
+        batch_gt_instances: list[InstanceData],
+        batch_img_metas: list[dict],
+        batch_gt_instances_ignore: Optional[list[InstanceData]] = None,
+    ) -> dict[str, Tensor]:
+        """Losses of all levels together, and the plan's statistics; arguments as in mmdet."""
+        with torch.autocast(cls_scores[0].device.type, enabled=False):
+            scores = self.flatten(cls_scores, self.cls_out_channels)
+            corners = self.flatten(bbox_preds, 4 * (self.reg_max + 1))
+            strides = torch.cat(
+                [
+                    scores.new_full((level.shape[-2] * level.shape[-1], 1), stride[0])
+                    for level, stride in zip(cls_scores, self.prior_generator.strides)
+                ]
+            )
+
+            def decode(priors: Tensor) -> Tensor:
+                distances = self.integral(corners).view(*corners.shape[:2], 4) * strides
+                return self.bbox_coder.decode(self.anchor_center(priors).expand(len(corners), -1, -1), distances)
+
+            matched = self.match(
+                [level.shape[-2:] for level in cls_scores],
+                scores,
+                decode,
+                batch_gt_instances,
+                batch_img_metas,
+                batch_gt_instances_ignore,
+            )
+            pairs = matched.pairs
+            scores, pair_corners = scores.flatten(0, 1), corners.flatten(0, 1)[pairs.rows]
+            # mmdet computes box losses in units of the stride.
+            stride = strides[pairs.rows % len(strides)]
+            centers = self.anchor_center(matched.priors) / stride
+            pred = self.bbox_coder.decode(centers, self.integral(pair_corners))
+            target = matched.gt_bboxes / stride
+            target_corners = self.bbox_coder.encode(centers, target, self.reg_max).flatten()
+
+            loss_cls = classification_losses(
+                self.loss_cls,
+                scores,
+                matched.gt_labels,
+                self.num_classes,
+                self.label_weights(pairs),
+                lambda: bbox_overlaps(pred.detach(), target, is_aligned=True),
+            )
+            weight = scores.detach()[pairs.rows].amax(1).sigmoid() * pairs.weight
+            loss_bbox = pair_losses(self.loss_bbox, pred, target, weight)
+            loss_dfl = self.loss_dfl(
+                pair_corners.view(-1, self.reg_max + 1),
+                target_corners,
+                weight=weight[:, None].expand(-1, 4).flatten(),
+                avg_factor=4.0,
+            )
+            num_pos = reduce_mean(matched.num_pos)
+            avg_factor = reduce_mean(weight.sum()).clamp(min=1)
+            return dict(
+                loss_cls=loss_cls.sum() / num_pos,
+                loss_bbox=loss_bbox.sum() / avg_factor,
+                loss_dfl=loss_dfl / avg_factor,
+                **matched.statistics,
+            )

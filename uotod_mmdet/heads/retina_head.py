@@ -1,0 +1,71 @@
+"""RetinaNet head on the whole plan."""
+
+from typing import Optional
+
+import mmdet.models.dense_heads
+import torch
+from mmdet.structures.bbox import bbox_overlaps, get_box_tensor
+from mmengine.structures import InstanceData
+from torch import Tensor
+
+from uotod_mmdet.losses.pairs import classification_losses, pair_losses
+from uotod_mmdet.registry import MODELS
+
+from .dense import DenseHead
+
+
+@MODELS.register_module()
+class RetinaHead(DenseHead, mmdet.models.dense_heads.RetinaHead):
+    """mmdet's RetinaHead, trained on the whole plan. With a plan of zeros and ones every loss is mmdet's.
+
+    Args:
+        min_weight: Pairs of prediction and ground truth lighter than this are dropped; 0 keeps all.
+        *args, **kwargs: mmdet's.
+    """
+
+    def loss_by_feat(
+        self,
+        cls_scores: list[Tensor],
+        bbox_preds: list[Tensor],
+        batch_gt_instances: list[InstanceData],
+        batch_img_metas: list[dict],
+        batch_gt_instances_ignore: Optional[list[InstanceData]] = None,
+    ) -> dict[str, Tensor]:
+        """Losses of all levels together, and the plan's statistics; arguments as in mmdet."""
+        with torch.autocast(cls_scores[0].device.type, enabled=False):
+            scores = self.flatten(cls_scores, self.cls_out_channels)
+            deltas = self.flatten(bbox_preds, self.bbox_coder.encode_size)
+
+            def decode(priors: Tensor) -> Tensor:
+                boxes = self.bbox_coder.decode(priors.repeat(len(deltas), 1), deltas.flatten(0, 1))
+                return get_box_tensor(boxes).view_as(deltas)
+
+            matched = self.match(
+                [level.shape[-2:] for level in cls_scores],
+                scores,
+                decode,
+                batch_gt_instances,
+                batch_img_metas,
+                batch_gt_instances_ignore,
+            )
+            pairs = matched.pairs
+            pred, target = deltas.flatten(0, 1)[pairs.rows], matched.gt_bboxes
+            boxes = get_box_tensor(self.bbox_coder.decode(matched.priors, pred))
+            if self.reg_decoded_bbox:
+                pred = boxes
+            else:
+                target = self.bbox_coder.encode(matched.priors, target)
+            loss_cls = classification_losses(
+                self.loss_cls,
+                scores.flatten(0, 1),
+                matched.gt_labels,
+                self.num_classes,
+                self.label_weights(pairs),
+                lambda: bbox_overlaps(boxes.detach(), matched.gt_bboxes, is_aligned=True),
+            )
+            loss_bbox = pair_losses(self.loss_bbox, pred, target, pairs.weight)
+            return dict(
+                loss_cls=loss_cls.sum() / matched.num_pos,
+                loss_bbox=loss_bbox.sum() / matched.num_pos,
+                **matched.statistics,
+            )

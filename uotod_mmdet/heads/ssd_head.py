@@ -1,0 +1,80 @@
+"""SSD head on the whole plan."""
+
+from typing import Any, Optional
+
+import mmdet.models.dense_heads
+import torch
+from mmdet.models.losses import CrossEntropyLoss, SmoothL1Loss
+from mmengine.structures import InstanceData
+from torch import Tensor
+
+from uotod_mmdet.losses.pairs import classification_losses, pair_losses
+from uotod_mmdet.registry import MODELS
+
+from .dense import DenseHead
+
+
+@MODELS.register_module()
+class SSDHead(DenseHead, mmdet.models.dense_heads.SSDHead):
+    """mmdet's SSDHead, trained on the whole plan, with hard negative mining on it.
+
+    In each image the predictions of the largest background loss, weighted by the plan, keep it:
+    ``train_cfg.neg_pos_ratio`` of them for one prediction's worth of matched mass. With a plan of zeros and ones
+    every loss is mmdet's. Unlike mmdet 3.3's own, this head can be evaluated.
+
+    Args:
+        min_weight: Pairs of prediction and ground truth lighter than this are dropped; 0 keeps all.
+        *args, **kwargs: mmdet's.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.loss_cls = CrossEntropyLoss(use_sigmoid=False)  # mmdet 3.3 looks at it in prediction, too, and has none
+        if self.train_cfg:
+            self.loss_bbox = SmoothL1Loss(beta=self.train_cfg['smoothl1_beta'])
+
+    def loss_by_feat(
+        self,
+        cls_scores: list[Tensor],
+        bbox_preds: list[Tensor],
+        batch_gt_instances: list[InstanceData],
+        batch_img_metas: list[dict],
+        batch_gt_instances_ignore: Optional[list[InstanceData]] = None,
+    ) -> dict[str, Tensor]:
+        """Losses of all images and levels together, and the plan's statistics; arguments as in mmdet."""
+        with torch.autocast(cls_scores[0].device.type, enabled=False):
+            scores = self.flatten(cls_scores, self.cls_out_channels)
+            deltas = self.flatten(bbox_preds, 4)
+
+            def decode(priors: Tensor) -> Tensor:
+                return self.bbox_coder.decode(priors.repeat(len(deltas), 1), deltas.flatten(0, 1)).view_as(deltas)
+
+            matched = self.match(
+                [level.shape[-2:] for level in cls_scores],
+                scores,
+                decode,
+                batch_gt_instances,
+                batch_img_metas,
+                batch_gt_instances_ignore,
+            )
+            pairs = matched.pairs
+            loss_cls = classification_losses(
+                self.loss_cls,
+                scores.flatten(0, 1),
+                matched.gt_labels,
+                self.num_classes,
+                self.label_weights(pairs),
+                quality=None,
+                num_negatives=(self.train_cfg['neg_pos_ratio'] * pairs.mass).round(),
+            )
+            pred, target = deltas.flatten(0, 1)[pairs.rows], matched.gt_bboxes
+            if self.reg_decoded_bbox:
+                pred = self.bbox_coder.decode(matched.priors, pred)
+            else:
+                target = self.bbox_coder.encode(matched.priors, target)
+            loss_bbox = pair_losses(self.loss_bbox, pred, target, pairs.weight)
+            return dict(
+                loss_cls=loss_cls.sum() / matched.num_pos,
+                loss_bbox=loss_bbox.sum() / matched.num_pos,
+                **matched.statistics,
+            )

@@ -1,0 +1,92 @@
+"""VarifocalNet head on the whole plan."""
+
+from typing import Any, Optional
+
+import mmdet.models.dense_heads
+import torch
+from mmdet.models.losses import VarifocalLoss
+from mmdet.structures.bbox import bbox_overlaps
+from mmdet.utils import reduce_mean
+from mmengine.structures import InstanceData
+from torch import Tensor
+
+from uotod_mmdet.losses.pairs import classification_losses, pair_losses
+from uotod_mmdet.registry import MODELS
+
+from .dense import DenseHead
+
+
+@MODELS.register_module()
+class VFNetHead(DenseHead, mmdet.models.dense_heads.VFNetHead):
+    """mmdet's VFNetHead, trained on the whole plan.
+
+    The target of a class in the Varifocal Loss is the plan's mean of the IoUs of the refined box with the ground truths
+    of that class; box losses are those of the pairs, weighted by the plan and, as in mmdet, by the IoU. Costs see the
+    refined boxes. With a plan of zeros and ones every loss is mmdet's, but for predictions on ignored boxes: they take
+    no part, where mmdet counts them as background under the Varifocal Loss.
+
+    Args:
+        min_weight: Pairs of prediction and ground truth lighter than this are dropped; 0 keeps all.
+        *args, **kwargs: mmdet's, without ``use_atss=False``, which uses no assigner.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if not self.use_atss:
+            raise ValueError(
+                'VFNetHead: use_atss=False assigns by the rules of FCOS and uses no assigner: leave it out, or take '
+                "mmdet's VFNetHead."
+            )
+
+    def loss_by_feat(
+        self,
+        cls_scores: list[Tensor],
+        bbox_preds: list[Tensor],
+        bbox_preds_refine: list[Tensor],
+        batch_gt_instances: list[InstanceData],
+        batch_img_metas: list[dict],
+        batch_gt_instances_ignore: Optional[list[InstanceData]] = None,
+    ) -> dict[str, Tensor]:
+        """Losses of all levels together, and the plan's statistics; arguments as in mmdet."""
+        with torch.autocast(cls_scores[0].device.type, enabled=False):
+            scores = self.flatten(cls_scores, self.cls_out_channels)
+            distances, refined = self.flatten(bbox_preds, 4), self.flatten(bbox_preds_refine, 4)
+            sizes = [level.shape[-2:] for level in cls_scores]
+            points = torch.cat(self.fcos_prior_generator.grid_priors(sizes, scores.dtype, scores.device))
+
+            matched = self.match(
+                sizes,
+                scores,
+                lambda priors: self.bbox_coder.decode(points.expand(len(refined), -1, -1), refined),
+                batch_gt_instances,
+                batch_img_metas,
+                batch_gt_instances_ignore,
+            )
+            pairs, target = matched.pairs, matched.gt_bboxes
+            pair_points = points[pairs.rows % len(points)]
+            losses, ious = {}, {}
+            for name, loss, values in (
+                ('loss_bbox', self.loss_bbox, distances),
+                ('loss_bbox_rf', self.loss_bbox_refine, refined),
+            ):
+                pred = self.bbox_coder.decode(pair_points, values.flatten(0, 1)[pairs.rows])
+                ious[name] = bbox_overlaps(pred.detach(), target, is_aligned=True).clamp(min=1e-6)
+                weight = ious[name] * pairs.weight
+                losses[name] = pair_losses(loss, pred, target, weight).sum() / reduce_mean(weight.sum()).clamp(min=1)
+
+            label_pairs = self.label_weights(pairs)
+            if isinstance(self.loss_cls, VarifocalLoss):
+                # mmdet's Varifocal Loss knows no weights: priors on the padding count as background, pos_weight not.
+                label_pairs = pairs._replace(background=torch.where(matched.inside, pairs.background, 1))
+            num_pos = pairs.weight.sum()
+            if self.sync_num_pos:
+                num_pos = reduce_mean(num_pos)
+            loss_cls = classification_losses(
+                self.loss_cls,
+                scores.flatten(0, 1),
+                matched.gt_labels,
+                self.num_classes,
+                label_pairs,
+                lambda: ious['loss_bbox_rf'],
+            )
+            return dict(loss_cls=loss_cls.sum() / num_pos.clamp(min=1), **losses, **matched.statistics)

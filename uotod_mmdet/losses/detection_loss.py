@@ -1,0 +1,352 @@
+"""Matching and loss in one module, for use outside mmdet's heads."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Optional, Union
+
+import torch
+from mmdet.models.losses import QualityFocalLoss, VarifocalLoss
+from mmdet.structures.bbox import bbox_overlaps
+from mmengine.structures import InstanceData
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+
+from uotod_mmdet.assigners import match_batch
+from uotod_mmdet.costs import as_tensor, make_batch
+from uotod_mmdet.registry import MODELS, TASK_UTILS
+
+from .checks import check_reduction, check_tensor, full_precision
+from .pairs import (
+    MIN_WEIGHT,
+    Pairs,
+    check_min_weight,
+    classification_losses,
+    expand,
+    pair_losses,
+    plan_statistics,
+)
+
+NAME = 'DetectionLoss'
+POSITIONS = ('last', 'first', 'none')
+
+
+@MODELS.register_module()
+class DetectionLoss(nn.Module):
+    r"""Match predictions with ground truths, then sum the losses of the plan.
+
+    With plan P (a prediction matched whole to one thing has row sum 1) the loss is
+
+    .. math::
+        \sum_i \sum_j P_{ij} (L_{cls}(c_i, c_j) + L_{bbox}(b_i, b_j)) + \sum_i P_{i,bg} L_{cls}(c_i, bg)
+
+    computed on the pairs that the plan uses only (De Plaen et al., CVPR 2023; uotod's ``DetectionLoss``). No gradient
+    flows through the plan.
+
+    Args:
+        loss_cls: Config of a classification loss. CrossEntropyLoss (softmax, ``class_weight`` one per column of the
+            logits) needs a background class; sigmoid losses (FocalLoss...) need ``bg_class_position='none'``.
+            QualityFocalLoss and VarifocalLoss get the pairs' IoU as quality.
+        loss_bbox: Config of a localisation loss, or a list of them: L1Loss, SmoothL1Loss, GIoULoss...
+        assigner: Config of an assigner of ours, taken soft, or of mmdet's.
+        bg_class_position: Where the logits hold the background: 'last', 'first', or 'none' where they do not.
+        use_hard_negative_mining: Keep the background loss of the ``neg_to_pos_ratio`` times matched mass predictions of
+            each image for which it is largest, and drop the others'.
+        neg_to_pos_ratio: See ``use_hard_negative_mining``; SSD uses 3.
+        min_weight: Pairs lighter than this are dropped; 0 keeps all.
+        reduction: 'mean': localisation is divided by the matched mass and classification by the matched and
+            background mass, each pair counted with the weight of its class; the background's is left out where the
+            logits hold no background class and under hard negative mining; divisors are at least 1. 'sum': not
+            divided. 'none': the loss of each prediction, (B, N).
+        loss_weight: Factor of the whole loss.
+
+    Raises:
+        ValueError: If the arguments do not fit each other.
+    """
+
+    def __init__(
+        self,
+        loss_cls: dict,
+        loss_bbox: Union[dict, Sequence[dict]],
+        assigner: dict,
+        bg_class_position: str = 'last',
+        use_hard_negative_mining: bool = False,
+        neg_to_pos_ratio: Optional[float] = None,
+        min_weight: float = MIN_WEIGHT,
+        reduction: str = 'mean',
+        loss_weight: float = 1.0,
+    ) -> None:
+        super().__init__()
+        check_reduction(NAME, reduction, None)
+        self.loss_cls = MODELS.build(loss_cls)
+        boxes = [loss_bbox] if isinstance(loss_bbox, dict) else list(loss_bbox)
+        if not boxes:
+            raise ValueError(f"{NAME}: loss_bbox is empty: give at least one loss, such as dict(type='GIoULoss').")
+        self.losses_bbox = nn.ModuleList(MODELS.build(loss) for loss in boxes)
+        self.assigner = TASK_UTILS.build(assigner)
+        self.bg_class_position = bg_class_position
+        self.neg_to_pos_ratio = neg_to_pos_ratio
+        self.min_weight = check_min_weight(min_weight)
+        self.reduction = reduction
+        self.loss_weight = loss_weight
+
+        if bg_class_position not in POSITIONS:
+            raise ValueError(f'{NAME}: bg_class_position must be one of {POSITIONS}, got {bg_class_position!r}.')
+        name, sigmoid = type(self.loss_cls).__name__, getattr(self.loss_cls, 'use_sigmoid', False)
+        if sigmoid and bg_class_position != 'none':
+            raise ValueError(
+                f'{NAME}: {name} scores each class by a sigmoid and has no background class: bg_class_position must '
+                f"be 'none' and the logits one column for each class, got bg_class_position={bg_class_position!r}."
+            )
+        if not sigmoid and bg_class_position == 'none':
+            raise ValueError(
+                f"{NAME}: {name} is a softmax over the classes and the background: bg_class_position must be 'last' "
+                "or 'first', got 'none'."
+            )
+        if use_hard_negative_mining and not (neg_to_pos_ratio is not None and neg_to_pos_ratio > 0):
+            raise ValueError(
+                f'{NAME}: use_hard_negative_mining needs neg_to_pos_ratio, how many negatives are kept for one '
+                f'positive (3 in SSD); got {neg_to_pos_ratio}.'
+            )
+        if not use_hard_negative_mining and neg_to_pos_ratio is not None:
+            raise ValueError(
+                f'{NAME}: neg_to_pos_ratio={neg_to_pos_ratio} has no effect without use_hard_negative_mining=True.'
+            )
+        if use_hard_negative_mining and isinstance(self.loss_cls, (QualityFocalLoss, VarifocalLoss)):
+            raise ValueError(
+                f'{NAME}: {name} weighs hard negatives by itself and has no loss of the background apart: set '
+                'use_hard_negative_mining=False.'
+            )
+
+    def forward(
+        self,
+        input: Mapping[str, Tensor],
+        target: Union[Mapping[str, Tensor], Sequence[InstanceData]],
+        anchors: Optional[Tensor] = None,
+        weight: Optional[Tensor] = None,
+        avg_factor: Optional[Union[float, Tensor]] = None,
+        reduction_override: Optional[str] = None,
+        img_metas: Optional[Sequence[dict]] = None,
+    ) -> Tensor:
+        """Match, and compute the loss.
+
+        Args:
+            input: ``pred_logits`` (B, N, C), background class included where there is one, and ``pred_boxes``
+                (B, N, 4) as (x1, y1, x2, y2).
+            target: ``labels`` (B, M), columns of the logits, ``boxes`` (B, M, 4) as (x1, y1, x2, y2), and ``mask``
+                (B, M), False on padding (without it, all are real); or for each image an InstanceData with ``labels``
+                and ``bboxes``.
+            anchors: Priors (N, 4) or (B, N, 4), for costs that read them and for ``box_source='priors'``.
+            weight: Factor of each prediction's loss, (B, N).
+            avg_factor: Divides all terms in place of the masses; needs 'mean', ignored with 'none'.
+            reduction_override: Replaces ``reduction``.
+            img_metas: Meta information of the images, ``img_shape`` for BBoxL1Cost; without it that cost takes
+                coordinates as they are.
+
+        Returns:
+            Scalar, or (B, N) with reduction 'none'.
+
+        Raises:
+            TypeError: If an input is missing or no tensor.
+            ValueError: If shapes do not fit, a label is no foreground class, boxes are not (x1, y1, x2, y2), or
+                predictions are not finite.
+        """
+        terms = self.loss_terms(input, target, anchors, weight, avg_factor, reduction_override, img_metas)
+        return sum(value for name, value in terms.items() if 'loss' in name)
+
+    def loss_terms(
+        self,
+        input: Mapping[str, Tensor],
+        target: Union[Mapping[str, Tensor], Sequence[InstanceData]],
+        anchors: Optional[Tensor] = None,
+        weight: Optional[Tensor] = None,
+        avg_factor: Optional[Union[float, Tensor]] = None,
+        reduction_override: Optional[str] = None,
+        img_metas: Optional[Sequence[dict]] = None,
+    ) -> dict[str, Tensor]:
+        """The parts of the loss by name, and beside them the plan's statistics.
+
+        Args, errors: see :meth:`forward`.
+
+        Returns:
+            ``loss_cls``; ``loss_bbox``, or one such as ``loss_bbox_l1`` for each of several losses; and
+            :func:`~uotod_mmdet.losses.pairs.plan_statistics`, whose names do not contain 'loss'.
+        """
+        reduction = self.reduction if reduction_override is None else reduction_override
+        check_reduction(NAME, reduction, avg_factor)
+        logits, boxes = self._predictions(input)
+        with torch.autocast(logits.device.type, enabled=False):
+            labels, gt_boxes, mask = self._targets(target, logits, boxes)
+            predictions = dict(scores=logits.detach(), bboxes=boxes.detach())
+            if anchors is not None:
+                predictions['priors'] = self._anchors(anchors, boxes)
+            gts = [InstanceData(labels=label[m], bboxes=box[m]) for label, box, m in zip(labels, gt_boxes, mask)]
+            metas = [dict(img_shape=(1, 1))] * len(gts) if img_metas is None else img_metas
+            batch = make_batch(predictions, gts, metas, getattr(self.assigner, 'box_source', 'auto'))
+            pairs = expand(match_batch(self.assigner, batch), self.min_weight)
+            losses = self._losses(logits.flatten(0, 1), boxes.flatten(0, 1), batch.gt_labels, batch.gt_bboxes, pairs)
+            if weight is not None:
+                check_tensor(NAME, 'weight', weight, logits.shape[:2], 'It holds one number for each prediction.')
+                losses = {name: loss * weight.flatten() for name, loss in losses.items()}
+            terms = {}
+            for name, loss in losses.items():
+                if reduction == 'none':
+                    loss = loss.view(logits.shape[:2])
+                elif reduction == 'sum':
+                    loss = loss.sum()
+                else:
+                    divisor = self._divisor(name, batch.gt_labels, pairs, logits) if avg_factor is None else avg_factor
+                    loss = loss.sum() / divisor
+                terms[name] = self.loss_weight * loss
+            terms.update(plan_statistics(pairs, batch.gt_mask, getattr(self.assigner, 'num_iter_done', None)))
+        return terms
+
+    def _losses(
+        self, logits: Tensor, boxes: Tensor, gt_labels: Tensor, gt_boxes: Tensor, pairs: Pairs
+    ) -> dict[str, Tensor]:
+        """Each term of each prediction, (B * N,)."""
+        pair_boxes, pair_gts = boxes[pairs.rows], gt_boxes.flatten(0, 1)[pairs.gts]
+        num_negatives = None
+        if self.neg_to_pos_ratio is not None:
+            num_negatives = (self.neg_to_pos_ratio * pairs.mass).round()
+        losses = dict(
+            loss_cls=classification_losses(
+                self.loss_cls,
+                logits,
+                gt_labels.flatten()[pairs.gts],
+                self._background(logits),
+                pairs,
+                lambda: bbox_overlaps(pair_boxes.detach(), pair_gts, is_aligned=True),
+                num_negatives,
+            )
+        )
+        for name, loss in zip(self._box_names(), self.losses_bbox):
+            losses[name] = pairs.sum_by_row(pair_losses(loss, pair_boxes, pair_gts, pairs.weight))
+        return losses
+
+    def _box_names(self) -> list[str]:
+        if len(self.losses_bbox) == 1:
+            return ['loss_bbox']
+        names: list[str] = []
+        for loss in self.losses_bbox:
+            name = 'loss_bbox_' + type(loss).__name__.lower().removesuffix('loss')
+            names.append(name if name not in names else f'{name}{len(names)}')
+        return names
+
+    def _background(self, logits: Tensor) -> int:
+        """Label of the background."""
+        columns = logits.size(-1)
+        return {'first': 0, 'last': columns - 1, 'none': columns}[self.bg_class_position]
+
+    def _divisor(self, name: str, gt_labels: Tensor, pairs: Pairs, logits: Tensor) -> Tensor:
+        """What 'mean' divides the term by."""
+        if name != 'loss_cls':
+            return pairs.weight.sum().clamp(min=1)
+        class_weight = getattr(self.loss_cls, 'class_weight', None)
+        if class_weight is None:
+            class_weight = logits.new_ones(logits.size(-1) + 1)
+        else:
+            class_weight = torch.as_tensor(class_weight, dtype=logits.dtype, device=logits.device)
+        mass = (pairs.weight * class_weight[gt_labels.flatten()[pairs.gts]]).sum()
+        if self.bg_class_position != 'none' and self.neg_to_pos_ratio is None:
+            mass = mass + pairs.background.sum() * class_weight[self._background(logits)]
+        return mass.clamp(min=1)
+
+    def _predictions(self, input: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Logits (B, N, C) and boxes (B, N, 4), float32 or float64."""
+        for name in ('pred_logits', 'pred_boxes'):
+            if name not in input:
+                raise TypeError(f'{NAME}: input needs pred_logits and pred_boxes, got {sorted(input)}.')
+        logits, boxes = input['pred_logits'], input['pred_boxes']
+        if not isinstance(logits, Tensor) or logits.dim() != 3 or not logits.is_floating_point():
+            came = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+            raise ValueError(f'{NAME}: pred_logits must be a floating-point tensor (B, N, C), got {came}.')
+        shape = (*logits.shape[:2], 4)
+        check_tensor(NAME, 'pred_boxes', boxes, shape, 'It holds one box (x1, y1, x2, y2) for each row of pred_logits.')
+        columns, background = logits.size(2), self.bg_class_position != 'none'
+        if columns <= background:
+            raise ValueError(
+                f'{NAME}: pred_logits has {columns} column(s), which leaves no class beside the background '
+                f'(bg_class_position={self.bg_class_position!r}): give the model one output for each class and one '
+                'for the background.'
+            )
+        class_weight = getattr(self.loss_cls, 'class_weight', None)
+        if class_weight is not None and len(class_weight) != columns:
+            raise ValueError(
+                f'{NAME}: class_weight of {type(self.loss_cls).__name__} holds {len(class_weight)} numbers, but '
+                f'pred_logits has {columns} columns (bg_class_position={self.bg_class_position!r}): give one for each '
+                'column, the background included.'
+            )
+        return full_precision(logits), full_precision(boxes)
+
+    def _targets(self, target: Any, logits: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Labels (B, M), boxes (B, M, 4) and mask (B, M), checked."""
+        batch, columns = len(logits), logits.size(2)
+        if isinstance(target, Mapping):
+            for name in ('labels', 'boxes'):
+                if not isinstance(target.get(name), Tensor):
+                    raise TypeError(f'{NAME}: target needs tensors labels and boxes, got {sorted(target)}.')
+            labels, gt_boxes, mask = target['labels'], target['boxes'], target.get('mask')
+            if labels.dim() != 2 or len(labels) != batch:
+                raise ValueError(
+                    f'{NAME}: target labels must have shape (B, M) with the B = {batch} images of pred_logits, got '
+                    f'{tuple(labels.shape)}. Pad each image to M ground truths and say in mask which are real.'
+                )
+            check_tensor(NAME, 'target boxes', gt_boxes, (*labels.shape, 4), 'One box (x1, y1, x2, y2) for each label.')
+            if mask is None:
+                mask = torch.ones_like(labels, dtype=torch.bool)
+            check_tensor(NAME, 'target mask', mask, labels.shape, 'True on real ground truths, False on padding.')
+            mask = mask.bool()
+        else:
+            if len(target) != batch:
+                raise ValueError(
+                    f'{NAME}: target holds {len(target)} images, but pred_logits and pred_boxes hold {batch}.'
+                )
+            labels = pad_sequence([gt.labels for gt in target], batch_first=True)
+            gt_boxes = pad_sequence([as_tensor(gt.bboxes) for gt in target], batch_first=True)
+            mask = pad_sequence([torch.ones_like(gt.labels, dtype=torch.bool) for gt in target], batch_first=True)
+        if labels.is_floating_point():
+            raise TypeError(f'{NAME}: target labels must be integers, columns of pred_logits; got {labels.dtype}.')
+
+        low = 1 if self.bg_class_position == 'first' else 0
+        high = columns - (self.bg_class_position == 'last')
+        wrong_label = (((labels < low) | (labels >= high)) & mask).any()
+        upside_down = ((gt_boxes[..., 2:] < gt_boxes[..., :2]).any(-1) & mask).any()
+        mostly_upside_down = (boxes[..., 2:] < boxes[..., :2]).any(-1).sum() * 2 > boxes[..., 0].numel()
+        not_finite = ~(logits.isfinite().all() & boxes.isfinite().all())
+        if torch.stack([wrong_label, upside_down, mostly_upside_down, not_finite]).any():
+            if not_finite:
+                for name, values in (('pred_logits', logits), ('pred_boxes', boxes)):
+                    bad = int((~values.isfinite()).sum())
+                    if bad:
+                        raise ValueError(
+                            f'{NAME}: {name} holds {bad} NaN or infinite of {values.numel()} entries. Usual causes: '
+                            'training has diverged (lower the learning rate, or clip gradients), or fp16 overflow.'
+                        )
+            if wrong_label:
+                real = labels[mask]
+                hint = {
+                    'first': ' With bg_class_position="first" column 0 is the background and classes start at 1.',
+                    'last': f' With bg_class_position="last" column {columns - 1} is the background.',
+                    'none': '',
+                }[self.bg_class_position]
+                raise ValueError(
+                    f'{NAME}: target labels hold {real.min()} to {real.max()}, but the foreground classes of '
+                    f'pred_logits with {columns} columns are {low} to {high - 1}.{hint}'
+                )
+            name, values = ('target boxes', gt_boxes[mask]) if upside_down else ('pred_boxes', boxes.flatten(0, 1))
+            worst = values[(values[:, 2:] < values[:, :2]).any(1)][0].tolist()
+            raise ValueError(
+                f'{NAME}: {name} must be (x1, y1, x2, y2), but x2 < x1 or y2 < y1, first in {worst}. Boxes given by '
+                'centre or corner, width and height need converting, with mmdet.structures.bbox.bbox_cxcywh_to_xyxy '
+                'for example.'
+            )
+        return labels, gt_boxes.to(boxes), mask
+
+    def _anchors(self, anchors: Tensor, boxes: Tensor) -> Tensor:
+        """Anchors as (B, N, 4)."""
+        anchors = as_tensor(anchors)
+        if anchors.shape not in (boxes.shape, boxes.shape[1:]):
+            raise ValueError(
+                f'{NAME}: anchors must have shape {tuple(boxes.shape[1:])} or {tuple(boxes.shape)}, one for each '
+                f'prediction; got {tuple(anchors.shape)}.'
+            )
+        return anchors.to(boxes).expand_as(boxes)
