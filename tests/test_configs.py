@@ -61,8 +61,16 @@ def test_color_boxes_config_does_a_training_step_on_its_data(name, data_root):
     assert all(torch.isfinite(value).all() and value >= 0 for value in losses.values())
 
 
-def test_each_sinkhorn_config_has_its_stock_baseline():
-    for path in CONFIGS.glob('[a-z]*/*_sinkhorn*.py'):
-        if path.parent.name != 'coco':
-            family = path.name.split('_sinkhorn')[0]
-            assert len(list(path.parent.glob(f'{family}_*.py'))) == 2
+def test_each_config_of_ours_has_its_stock_baseline():
+    for path in CONFIGS.glob('[a-z]*/*_tiny_*.py'):
+        family, assigner = path.stem.split('_tiny_')
+        if assigner.startswith(('sinkhorn', 'soft')):
+            others = {other.stem.split('_tiny_')[1] for other in path.parent.glob(f'{family}_tiny_*.py')}
+            assert any(not other.startswith(('sinkhorn', 'soft')) for other in others), path
+
+
+@pytest.mark.parametrize('path', sorted(CONFIGS.glob('*/*_soft*.py')), ids=lambda path: path.name)
+def test_soft_configs_train_our_heads_on_a_soft_plan(path):
+    cfg = Config.fromfile(path)
+    assert cfg.model.bbox_head.type.startswith('uotod_mmdet.')
+    assert cfg.model.train_cfg.assigner.type.endswith('SinkhornAssigner')

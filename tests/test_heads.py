@@ -1,9 +1,19 @@
-"""Stock mmdet heads, built from mmdet's configs, train with our assigners."""
+"""mmdet's heads, and ours in their place, built from mmdet's configs, train with our assigners."""
 
 import pytest
 import torch
 from mmengine.structures import InstanceData
-from tiny_models import CONFIGS, DENSE, PREDICTION_AWARE, QUERY_BASED, build, images_and_samples, loss_of, tiny_config
+from tiny_models import (
+    CONFIGS,
+    DENSE,
+    MORE_QUERY_BASED,
+    PREDICTION_AWARE,
+    QUERY_BASED,
+    build,
+    images_and_samples,
+    loss_of,
+    tiny_config,
+)
 
 PRIOR_COSTS = [
     dict(type='IoUCost', iou_mode='giou', weight=1.0),
@@ -18,7 +28,7 @@ QUERY_COSTS = [
 COSTS = {
     **dict.fromkeys(DENSE, PRIOR_COSTS),
     **dict.fromkeys(PREDICTION_AWARE, [dict(type='FocalLossCost', weight=1.0), *PRIOR_COSTS]),
-    **dict.fromkeys(QUERY_BASED, QUERY_COSTS),
+    **dict.fromkeys((*QUERY_BASED, *MORE_QUERY_BASED), QUERY_COSTS),
 }
 DENSE_MASS = dict(gt_mass=5, reg=0.1, normalize_cost=False, tol=0.05)
 ONE_TO_ONE = dict(reg=0.02)
@@ -27,7 +37,7 @@ ONE_TO_ONE = dict(reg=0.02)
 def assigner(name: str, head: str) -> dict:
     cfg = dict(type=f'uotod_mmdet.{name}', match_costs=COSTS[head])
     if name != 'HungarianAssigner':
-        cfg.update(ONE_TO_ONE if head in QUERY_BASED else DENSE_MASS)
+        cfg.update(DENSE_MASS if COSTS[head] is not QUERY_COSTS else ONE_TO_ONE)
     if name == 'UnbalancedSinkhornAssigner':
         cfg.update(reg_pred=None, reg_target=1.0)
     return cfg
@@ -158,3 +168,86 @@ def test_hungarian_gives_the_detr_loss_of_mmdets_own():
         detector = build(model, seed=3).eval()  # without dropout
         losses.append(loss_of(detector, batch))
     assert torch.equal(*losses)
+
+
+def plan_config(head: str, name: str) -> dict:
+    """A tiny detector with our head in the place of mmdet's."""
+    model = tiny_config(head, assigner(name, head))
+    model.bbox_head.type = f'uotod_mmdet.{model.bbox_head.type}'
+    return model
+
+
+STATISTICS = {'matched_mass', 'unmatched_gts', 'plan_entropy', 'sinkhorn_iters'}
+
+
+@pytest.mark.parametrize('head', [*DENSE, *QUERY_BASED, *MORE_QUERY_BASED])
+def test_our_head_does_a_training_step_on_a_soft_plan(head):
+    detector = build(plan_config(head, 'UnbalancedSinkhornAssigner'))
+    batch = images_and_samples((3, 0, 2), image_size(head))
+    batch['data_samples'][0].ignored_instances = InstanceData(
+        bboxes=torch.tensor([[0.0, 0, 128, 60]]), labels=torch.tensor([0])
+    )
+    data = detector.data_preprocessor(dict(inputs=batch['inputs'], data_samples=batch['data_samples']), True)
+    losses = detector(**data, mode='loss')
+    total, logged = detector.parse_losses(losses)
+    assert set(logged) > STATISTICS
+    assert not any('loss' in name for name in STATISTICS)
+    summed = sum(value.sum() for name, value in losses.items() if 'loss' in name)
+    torch.testing.assert_close(total, summed)
+    total.backward()
+    assert torch.isfinite(total)
+    trained = {name for name, p in detector.named_parameters() if p.requires_grad}
+    missing = {name for name in trained if detector.get_parameter(name).grad is None}
+    # As in mmdet: DINO and DAB-DETR have branches that only later layers or prediction use.
+    assert all('embed' in name or 'branches' in name or 'ref_point' in name for name in missing), missing
+    assert all(torch.isfinite(p.grad).all() for p in detector.parameters() if p.grad is not None)
+
+
+@pytest.mark.parametrize('head', [*DENSE, 'DETRHead'])
+def test_our_head_predicts_as_mmdets(head):
+    if head == 'SSDHead':
+        pytest.skip("mmdet 3.3's SSDHead cannot predict: it looks for a loss_cls that it does not have")
+    batch = images_and_samples((3, 2), image_size(head))
+    results = []
+    for model in (tiny_config(head, assigner('HungarianAssigner', head)), plan_config(head, 'HungarianAssigner')):
+        detector = build(model, seed=1).eval()
+        data = detector.data_preprocessor(dict(inputs=list(batch['inputs']), data_samples=batch['data_samples']), False)
+        results.append([sample.pred_instances for sample in detector(**data, mode='predict')])
+    for stock, ours in zip(*results):
+        assert torch.equal(stock.bboxes, ours.bboxes) and torch.equal(stock.scores, ours.scores)
+
+
+def test_ssd_with_our_head_predicts():
+    detector = build(plan_config('SSDHead', 'HungarianAssigner')).eval()
+    batch = images_and_samples((3,), 300)
+    data = detector.data_preprocessor(dict(inputs=batch['inputs'], data_samples=batch['data_samples']), False)
+    (sample,) = detector(**data, mode='predict')
+    assert len(sample.pred_instances.bboxes)
+
+
+@pytest.mark.parametrize(
+    'head, lr', [('GFLHead', 3e-3), ('ATSSHead', 3e-3), ('VFNetHead', 3e-3), ('RetinaHead', 3e-3), ('DETRHead', 1e-3)]
+)
+def test_our_head_overfits_two_images_on_a_soft_plan(head, lr):
+    """What the detector finds in the end, which says more than a loss of a moving plan."""
+    model = plan_config(head, 'BalancedSinkhornAssigner')
+    for part in ('encoder', 'decoder'):
+        if part in model:
+            for key in ('self_attn_cfg', 'cross_attn_cfg'):
+                model[part].layer_cfg.get(key, {}).pop('dropout', None)
+            model[part].layer_cfg.ffn_cfg.ffn_drop = 0.0
+    detector = build(model)
+    batch = images_and_samples((3, 2), image_size(head))
+    optimizer = torch.optim.AdamW(detector.parameters(), lr=lr)
+    history = []
+    for _ in range(60):
+        optimizer.zero_grad()
+        data = detector.data_preprocessor(dict(inputs=list(batch['inputs']), data_samples=batch['data_samples']), True)
+        losses = detector(**data, mode='loss')
+        total, logged = detector.parse_losses(losses)
+        total.backward()
+        torch.nn.utils.clip_grad_norm_(detector.parameters(), 10.0)
+        optimizer.step()
+        history.append({name: value.item() for name, value in logged.items()})
+    box_loss = 'loss_iou' if head == 'DETRHead' else 'loss_bbox'
+    assert min(line[box_loss] for line in history[-5:]) < 0.6 * history[0][box_loss], history[:: len(history) - 1]

@@ -1,6 +1,7 @@
 """Our heads: with a plan of zeros and ones they are mmdet's; with a soft one they train."""
 
 import copy
+import socket
 
 import pytest
 import torch
@@ -179,3 +180,196 @@ def test_a_detr_head_with_a_hard_plan_is_mmdets(head, loss, ours_or_stock):
     losses = [h.loss_by_feat(*args, gts, metas, **extra) for h in (stock, ours)]
     assert_same_losses(*losses, leaves)
     assert ('enc_loss_cls' in losses[0]) == (len(args) == 4) and ('dn_loss_cls' in losses[0]) == (head == 'DINOHead')
+
+
+PRIOR_COSTS = [
+    dict(type='IoUCost', iou_mode='giou', weight=1.0),
+    dict(type='uotod_mmdet.PriorCenterCost', weight=0.5),
+    dict(type='uotod_mmdet.InsideGTCost', weight=20.0),
+    dict(type='FocalLossCost', weight=0.5),
+]
+SOFT_DENSE = dict(
+    type='uotod_mmdet.UnbalancedSinkhornAssigner',
+    match_costs=PRIOR_COSTS,
+    gt_mass=5,
+    reg=0.2,
+    reg_pred=None,
+    reg_target=1.0,
+    normalize_cost=False,
+)
+
+
+def soft(head: str, **changes) -> torch.nn.Module:
+    """Our head with a soft assigner."""
+    train_cfg = head_config(head).train_cfg
+    if head in DENSE:
+        train_cfg.assigner = dict(SOFT_DENSE)
+    else:
+        train_cfg.assigner = dict(
+            type='uotod_mmdet.BalancedSinkhornAssigner', match_costs=train_cfg.assigner.match_costs, reg=0.05
+        )
+    return MODELS.build({**head_config(head, train_cfg=train_cfg, **changes), 'type': f'uotod_mmdet.{head}'})
+
+
+def soft_losses(model: torch.nn.Module, dtype: torch.dtype = torch.float32) -> dict:
+    """Losses on random outputs of a dtype."""
+    head = type(model).__name__
+    gts, ignored, metas = ground_truths(0, with_ignored=head in DENSE)
+    if head in DENSE:
+        outputs = [[level.to(dtype) for level in maps] for maps in dense_outputs(model, 0)]
+        return model.loss_by_feat(*outputs, gts, metas, ignored)
+    scores, boxes = detr_outputs(model.cls_out_channels, 0)
+    args, extra = [scores.to(dtype), boxes.sigmoid().to(dtype)], {}
+    if head in ('DeformableDETRHead', 'DINOHead'):
+        args += [args[0][0], args[1][0]]
+    if head == 'DINOHead':
+        extra = dict(dn_meta=dict(num_denoising_queries=12, num_denoising_groups=1))
+    return model.loss_by_feat(*args, gts, metas, **extra)
+
+
+@pytest.mark.parametrize('head', CONFIGS)
+def test_bf16_autocast_is_close_to_float32(head):
+    model = soft(head)
+    expected = soft_losses(model)
+    with torch.autocast('cpu', torch.bfloat16):
+        found = soft_losses(model, torch.bfloat16)
+    for name in (name for name in expected if 'loss' in name):
+        if 'dn_' in name:  # mmdet's own
+            continue
+        assert torch.isfinite(found[name]).all()
+        torch.testing.assert_close(found[name], expected[name], rtol=0.02, atol=1e-3, msg=f'{name}')
+
+
+def test_statistics_of_the_plan_are_those_of_its_definition():
+    model = soft('GFLHead')
+    losses = soft_losses(model)
+    plans = []
+    match = model.assigner.match
+    model.assigner.match = lambda *args: plans.append(match(*args)) or plans[-1]
+    gts, _, metas = ground_truths(0, with_ignored=False)
+    losses = model.loss_by_feat(*dense_outputs(model, 0), gts, metas)
+    (plan,) = plans
+    torch.testing.assert_close(losses['matched_mass'], plan[:, :, :-1].sum() / len(SIZES), rtol=1e-3, atol=0)
+    real = torch.tensor([[True] * 6, [False] * 6, [True] * 3 + [False] * 3])
+    unmatched = (plan[:, :, :-1].sum(1) < 0.5)[real]
+    torch.testing.assert_close(losses['unmatched_gts'], unmatched.float().mean())
+    row_mass = plan.sum(2)
+    rows = plan[row_mass > 2 * plan[:, :, -1]]
+    rows = rows / rows.sum(1, keepdim=True)
+    entropy = torch.distributions.Categorical(rows).entropy().mean()
+    torch.testing.assert_close(losses['plan_entropy'], entropy, rtol=1e-2, atol=1e-3)
+    assert losses['sinkhorn_iters'] >= 1
+
+
+def test_pos_weight_and_min_weight_reach_the_losses():
+    gts, _, metas = ground_truths(0, with_ignored=False)
+    values = {}
+    for pos_weight, min_weight in ((-1, 0), (3, 0), (-1, 0.5)):
+        model = soft('RetinaHead', min_weight=min_weight)
+        model.train_cfg.pos_weight = pos_weight
+        values[pos_weight, min_weight] = model.loss_by_feat(*dense_outputs(model, 0), gts, metas)
+    assert values[3, 0]['loss_cls'] > values[-1, 0]['loss_cls']
+    torch.testing.assert_close(values[3, 0]['loss_bbox'], values[-1, 0]['loss_bbox'])
+    assert values[-1, 0.5]['matched_mass'] < values[-1, 0]['matched_mass']
+
+
+def test_centerness_is_mmdets_inside_and_zero_outside():
+    cfg = head_config('ATSSHead')
+    stock, ours = MODELS.build(cfg), MODELS.build({**cfg, 'type': 'uotod_mmdet.ATSSHead'})
+    gts = torch.tensor([[10.0, 10, 50, 40]]).repeat(50, 1)
+    centers = torch.rand(50, 2) * torch.tensor([38.0, 28]) + 11
+    anchors = torch.cat([centers - 16, centers + 16], 1)
+    torch.testing.assert_close(ours.centerness_target(anchors, gts), stock.centerness_target(anchors, gts))
+    assert (ours.centerness_target(anchors + 100, gts) == 0).all()
+
+
+def test_bad_configs_are_named():
+    train_cfg = head_config('RetinaHead').train_cfg
+    train_cfg.sampler = dict(type='RandomSampler', num=256, pos_fraction=0.5)
+    with pytest.raises(ValueError, match='cannot sample: take train_cfg.sampler .now RandomSampler. out'):
+        MODELS.build({**head_config('RetinaHead', train_cfg=train_cfg), 'type': 'uotod_mmdet.RetinaHead'})
+    with pytest.raises(ValueError, match='use_atss=False assigns by the rules of FCOS'):
+        MODELS.build({**head_config('VFNetHead', use_atss=False), 'type': 'uotod_mmdet.VFNetHead'})
+    with pytest.raises(ValueError, match=r'min_weight must be in \[0, 1\), got -1'):
+        soft('GFLHead', min_weight=-1)
+    train_cfg = head_config('GFLHead').train_cfg
+    train_cfg.assigner = dict(type='SimOTAAssigner')
+    model = MODELS.build({**head_config('GFLHead', train_cfg=train_cfg), 'type': 'uotod_mmdet.GFLHead'})
+    with pytest.raises(ValueError, match='SimOTAAssigner reads priors as points.*OTAAssigner'):
+        soft_losses(model)
+
+
+@pytest.mark.parametrize('head', CONFIGS)
+def test_nan_in_predictions_is_named(head):
+    model = soft(head)
+    gts, _, metas = ground_truths(0, with_ignored=False)
+    if head in DENSE:
+        outputs = dense_outputs(model, 0)
+        with torch.no_grad():
+            outputs[0][0][0] = float('nan')
+        arguments = outputs
+    else:
+        scores, boxes = detr_outputs(model.cls_out_channels, 0)
+        with torch.no_grad():
+            scores[0, 0, 0] = float('nan')
+        arguments = [scores, boxes.sigmoid()]
+        if head in ('DeformableDETRHead', 'DINOHead'):
+            arguments += [None, None]
+        if head == 'DINOHead':
+            arguments += [gts, metas, dict(num_denoising_queries=0, num_denoising_groups=1)]
+            with pytest.raises(ValueError, match='Cost is not finite at'):
+                model.loss_by_feat(*arguments)
+            return
+    with pytest.raises(ValueError, match='Cost is not finite at'):
+        model.loss_by_feat(*arguments, gts, metas)
+
+
+SYNCHRONISED = ('GFLHead', 'ATSSHead', 'VFNetHead', 'DETRHead', 'ConditionalDETRHead')
+
+
+def _one_process(rank: int, port: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group('gloo', init_method=f'tcp://127.0.0.1:{port}', rank=rank, world_size=2)
+    images = [0] if rank else [1, 2]
+    torch.save({head: _losses_and_gradients(head, images) for head in SYNCHRONISED}, f'{folder}/{rank}.pth')
+    torch.distributed.barrier()
+
+
+def _losses_and_gradients(head: str, images: list[int]) -> tuple[dict, list]:
+    """Each loss, and the gradient of their sum by all outputs, zero on the images of the other process."""
+    changes = dict(sync_cls_avg_factor=True) if head in DETR else {}
+    model = soft(head, **changes)
+    gts, _, metas = ground_truths(0, with_ignored=False)
+    gts, metas = ([values[image] for image in images] for values in (gts, metas))
+    if head in DENSE:
+        outputs = dense_outputs(model, 0)
+        leaves = [level for maps in outputs for level in maps]
+        losses = model.loss_by_feat(*[[level[images] for level in maps] for maps in outputs], gts, metas)
+    else:
+        leaves = detr_outputs(model.cls_out_channels, 0)
+        losses = model.loss_by_feat(leaves[0][:, images], leaves[1].sigmoid()[:, images], gts, metas)
+    losses = {name: value for name, value in losses.items() if 'loss' in name}
+    gradients = torch.autograd.grad(sum(losses.values()), leaves)
+    return {name: value.detach() for name, value in losses.items()}, list(gradients)
+
+
+@pytest.fixture(scope='module')
+def two_processes(tmp_path_factory):
+    """What each of two processes computes on its share of the images, by head."""
+    folder = tmp_path_factory.mktemp('shares')
+    with socket.socket() as listener:
+        listener.bind(('127.0.0.1', 0))
+        port = listener.getsockname()[1]
+    torch.multiprocessing.spawn(_one_process, (port, str(folder)), nprocs=2)
+    return [torch.load(folder / f'{rank}.pth', weights_only=True) for rank in range(2)]
+
+
+@pytest.mark.parametrize('head', SYNCHRONISED)
+def test_two_processes_have_the_losses_and_gradients_of_the_joint_batch(head, two_processes):
+    """RetinaHead and SSDHead are not here: mmdet divides them by each process's own number of positives."""
+    losses, gradients = _losses_and_gradients(head, [0, 1, 2])
+    first, second = (shares[head] for shares in two_processes)
+    for name, value in losses.items():  # DistributedDataParallel averages over the processes
+        torch.testing.assert_close((first[0][name] + second[0][name]) / 2, value, rtol=1e-5, atol=1e-6, msg=name)
+    for joint, one, other in zip(gradients, first[1], second[1]):
+        torch.testing.assert_close((one + other) / 2, joint, rtol=1e-4, atol=1e-6 * joint.abs().max().item())

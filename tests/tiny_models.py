@@ -21,6 +21,13 @@ CONFIGS = {
     'DETRHead': 'mmdet::detr/detr_r50_8xb2-150e_coco.py',
     'DeformableDETRHead': 'mmdet::deformable_detr/deformable-detr_r50_16xb2-50e_coco.py',
 }
+MORE_QUERY_BASED = {
+    'ConditionalDETRHead': 'mmdet::conditional_detr/conditional-detr_r50_8xb2-50e_coco.py',
+    'DABDETRHead': 'mmdet::dab_detr/dab-detr_r50_8xb2-50e_coco.py',
+    'DeformableDETRHead, refine': 'mmdet::deformable_detr/deformable-detr-refine_r50_16xb2-50e_coco.py',
+    'DeformableDETRHead, two-stage': 'mmdet::deformable_detr/deformable-detr-refine-twostage_r50_16xb2-50e_coco.py',
+    'DINOHead': 'mmdet::dino/dino-4scale_r50_8xb2-12e_coco.py',
+}
 DENSE = ('GFLHead', 'ATSSHead', 'VFNetHead', 'RetinaHead', 'SSDHead')  # give the assigner priors only
 PREDICTION_AWARE = ('YOLOXHead', 'RTMDetHead')  # priors, boxes and scores
 QUERY_BASED = ('DETRHead', 'DeformableDETRHead')  # boxes and scores
@@ -29,12 +36,14 @@ NUM_CLASSES = 4
 
 def tiny_config(head: str, assigner: dict) -> dict:
     """Model config of a stock mmdet head with an assigner of ours."""
-    model = get_config(CONFIGS[head]).model
+    model = get_config({**CONFIGS, **MORE_QUERY_BASED}[head]).model
     init_default_scope('mmdet')
     shrink_backbone(model)
     model.bbox_head.num_classes = NUM_CLASSES
     if head in DENSE or head == 'RTMDetHead':
         model.bbox_head.stacked_convs = 1 if head != 'SSDHead' else 0
+    if 'num_queries' in model:
+        model.num_queries = 50
     model.train_cfg.assigner = assigner
     return model
 

@@ -1,4 +1,4 @@
-# Stock tiny SSD: the baseline of ssd_tiny_sinkhorn.py.
+# Tiny SSD with mmdet's MaxIoUAssigner, whose losses are mmdet's: the baseline of ssd_tiny_soft.py.
 _base_ = [
     '../_base_/models/ssd_tiny.py',
     '../_base_/datasets/color_boxes.py',

@@ -3,6 +3,7 @@
 anchor_sinkhorn = dict(
     _delete_=True,
     type='uotod_mmdet.UnbalancedSinkhornAssigner',
+    box_source='priors',
     match_costs=dict(type='IoUCost', iou_mode='iou'),
     background_cost=-0.5,  # the cost is -IoU
     reg=0.02,

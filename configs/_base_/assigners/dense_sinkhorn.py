@@ -3,6 +3,7 @@
 dense_sinkhorn = dict(
     _delete_=True,
     type='uotod_mmdet.UnbalancedSinkhornAssigner',
+    box_source='priors',
     match_costs=[
         dict(type='IoUCost', iou_mode='giou', weight=1.0),
         dict(type='uotod_mmdet.PriorCenterCost', weight=1.0),

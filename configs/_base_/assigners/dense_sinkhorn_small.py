@@ -3,6 +3,7 @@
 dense_sinkhorn_small = dict(
     _delete_=True,
     type='uotod_mmdet.UnbalancedSinkhornAssigner',
+    box_source='priors',
     match_costs=[
         dict(type='uotod_mmdet.LogIoUCost', weight=0.5),
         dict(type='uotod_mmdet.PriorCenterCost', weight=1.0),

@@ -1,0 +1,7 @@
+# Deformable DETR R50 trained on the whole plan of balanced transport with its own costs.
+_base_ = 'mmdet::deformable_detr/deformable-detr_r50_16xb2-50e_coco.py'
+
+model = dict(
+    bbox_head=dict(type='uotod_mmdet.DeformableDETRHead'),
+    train_cfg=dict(assigner=dict(type='uotod_mmdet.BalancedSinkhornAssigner')),
+)

@@ -1,0 +1,4 @@
+# Tiny GFL trained on the whole plan of unbalanced transport.
+_base_ = './gfl_tiny_sinkhorn.py'
+
+model = dict(bbox_head=dict(type='uotod_mmdet.GFLHead'))

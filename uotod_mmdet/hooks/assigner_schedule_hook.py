@@ -1,0 +1,109 @@
+"""Move a parameter of the matching over training."""
+
+import math
+from typing import Any, Optional
+
+from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
+from mmengine.runner import Runner
+from torch import nn
+
+from uotod_mmdet.assigners import TransportAssigner, UnbalancedSinkhornAssigner
+from uotod_mmdet.registry import HOOKS
+
+PARAMS = ('reg', 'reg_pred', 'reg_target', 'background_cost')
+MODES = {
+    'linear': lambda start, stop, progress: start + (stop - start) * progress,
+    'cosine': lambda start, stop, progress: stop + (start - stop) * (1 + math.cos(math.pi * progress)) / 2,
+    'exponential': lambda start, stop, progress: start ** (1 - progress) * stop**progress,
+}
+
+
+@HOOKS.register_module()
+class AssignerScheduleHook(Hook):
+    """Move ``reg``, ``reg_pred``, ``reg_target`` or ``background_cost`` of a model's assigners over training.
+
+    A falling ``reg`` goes from a soft to a hard matching; ``reg_target`` rising from 0, from each prediction to its
+    closest ground truth to one-to-one. The value depends on the epoch or iteration alone, so a resumed run goes on
+    with the right one. It is logged beside the losses. For several parameters, add several hooks.
+
+    Args:
+        param: 'reg', 'reg_pred', 'reg_target' or 'background_cost'.
+        start: Value in the first epoch (iteration) of the range, and before it.
+        stop: Value in the last one, and after it.
+        mode: 'linear', 'cosine', or 'exponential' (equal ratios; both values positive).
+        begin: First epoch (iteration), counted from 0.
+        end: The one after the last. None: the end of training.
+        by_epoch: Count epochs; False: iterations.
+
+    Raises:
+        ValueError: If an argument is out of range, or no assigner of the model has the parameter.
+    """
+
+    def __init__(
+        self,
+        param: str,
+        start: float,
+        stop: float,
+        mode: str = 'linear',
+        begin: int = 0,
+        end: Optional[int] = None,
+        by_epoch: bool = True,
+    ) -> None:
+        if param not in PARAMS:
+            raise ValueError(f'AssignerScheduleHook: param must be one of {PARAMS}, got {param!r}')
+        if mode not in MODES:
+            raise ValueError(f'AssignerScheduleHook: mode must be one of {tuple(MODES)}, got {mode!r}')
+        for name, value in (('start', start), ('stop', stop)):
+            if not math.isfinite(value):
+                raise ValueError(f'AssignerScheduleHook: {name} must be a finite number, got {value}')
+            if (mode == 'exponential' or param == 'reg') and not value > 0:
+                reason = "mode='exponential'" if mode == 'exponential' else 'reg'
+                raise ValueError(f'AssignerScheduleHook: {name} must be positive for {reason}, got {value}')
+            if param in ('reg_pred', 'reg_target') and not value >= 0:
+                raise ValueError(f'AssignerScheduleHook: {name} must be >= 0 for {param}, got {value}')
+        if begin < 0 or (end is not None and end <= begin):
+            raise ValueError(f'AssignerScheduleHook: needs 0 <= begin < end, got begin={begin}, end={end}')
+        self.param = param
+        self.start = start
+        self.stop = stop
+        self.mode = mode
+        self.begin = begin
+        self.end = end
+        self.by_epoch = by_epoch
+
+    def before_train(self, runner: Runner) -> None:
+        """Find the assigners."""
+        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        found = _assigners(model)
+        needed = UnbalancedSinkhornAssigner if self.param.startswith('reg_') else TransportAssigner
+        self.assigners = [a for a in found if isinstance(a, needed) and hasattr(a, self.param)]
+        if not self.assigners:
+            names = sorted({type(assigner).__name__ for assigner in found}) or 'none'
+            raise ValueError(
+                f'AssignerScheduleHook: no assigner of the model has {self.param}; it has {names}. reg belongs to the '
+                'Sinkhorn strategies and SoftMinAssigner, reg_pred and reg_target to UnbalancedSinkhornAssigner, '
+                'background_cost to all of uotod_mmdet.'
+            )
+        if self.end is None:
+            self.end = runner.max_epochs if self.by_epoch else runner.max_iters
+
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
+        """Set the value and log it."""
+        value = self.value(runner.epoch if self.by_epoch else runner.iter)
+        for assigner in self.assigners:
+            setattr(assigner, self.param, value)
+        runner.message_hub.update_scalar(f'train/{self.param}', value)
+
+    def value(self, step: int) -> float:
+        """The parameter in epoch (iteration) ``step``."""
+        progress = (step - self.begin) / max(self.end - 1 - self.begin, 1)
+        return MODES[self.mode](self.start, self.stop, min(max(progress, 0.0), 1.0))
+
+
+def _assigners(model: nn.Module) -> list:
+    """All assigners that modules of the model hold, those inside a WeightedSumAssigner included."""
+    found = [vars(module)['assigner'] for module in model.modules() if 'assigner' in vars(module)]
+    for assigner in found:
+        found.extend(getattr(assigner, 'strategies', []))
+    return found
