@@ -26,14 +26,14 @@ from uotod_mmdet.datasets.color_boxes import make_color_boxes
 
 ROOT = Path(__file__).resolve().parent.parent
 TOOLS = ROOT / 'tools'
-BCCD_CONFIGS = [f'configs/bccd/gfl_tiny_{assigner}_20e.py' for assigner in ('atss', 'sinkhorn')]
+BCCD_CONFIGS = [f'configs/bccd/gfl_tiny_{assigner}_20e.py' for assigner in ('atss', 'sinkhorn', 'soft')]
 METRICS = [f'coco/bbox_mAP{suffix}' for suffix in ('', '_50', '_75', '_s', '_m', '_l')]
 SECONDS = 300  # more than any run takes, on any machine
 run_number = itertools.count()
 
 # Without random flips, the order of the images is all that is random, and that follows from the seed and the epoch.
 CONFIG = """
-_base_ = '{root}/configs/color_boxes/gfl_tiny_sinkhorn.py'
+_base_ = '{root}/configs/color_boxes/gfl_tiny_soft.py'
 
 load, annotations, pack = (dict(type=t) for t in ('LoadImageFromFile', 'LoadAnnotations', 'PackDetInputs'))
 annotations['with_bbox'] = True
@@ -52,12 +52,16 @@ model = dict(test_cfg=dict(score_thr=0.0))  # or the first epochs detect nothing
 train_cfg = dict(max_epochs=2)
 default_hooks = dict(logger=dict(interval=1))
 log_processor = dict(window_size=1)
+schedule = dict(
+    type='uotod_mmdet.AssignerScheduleHook', param='reg', start=0.2, stop=0.05, mode='exponential', by_epoch=False
+)
+custom_hooks = [schedule]
 """
 
 STANDING_STILL = """
 _base_ = './mini.py'
 custom_imports = dict(imports=['probe_hooks'], allow_failed_imports=False)
-custom_hooks = [dict(type='StandStill', priority='LOWEST')]
+custom_hooks = [{{_base_.schedule}}, dict(type='StandStill', priority='LOWEST')]
 """
 
 PROBED = """
@@ -292,6 +296,22 @@ def test_resumed_run_ends_with_the_state_of_one_that_was_not_killed(trained, res
     assert steps == {8}
     start = load(resumed[0] / 'epoch_1.pth')['state_dict']
     assert any(not torch.equal(start[name], value) for name, value in joined['state_dict'].items())
+
+
+def test_resumed_run_has_the_schedule_of_one_that_was_not_killed(trained, resumed):
+    whole = [line['reg'] for line in scalars(trained[0], 'reg')]
+    np.testing.assert_allclose(whole, 0.2 * (0.05 / 0.2) ** (np.arange(8) / 7))
+    joined = scalars(resumed[0], 'reg')
+    assert [line['step'] for line in joined] == [1, 2, 3, 4, 5, 6, 5, 6, 7, 8]  # before the kill, and after it
+    np.testing.assert_array_equal([line['reg'] for line in joined], [whole[line['step'] - 1] for line in joined])
+
+
+def test_statistics_of_the_plan_are_logged_and_not_summed(trained):
+    lines = scalars(trained[0], 'matched_mass')
+    assert len(lines) == 8
+    for line in lines:
+        assert line['matched_mass'] > 0 and 0 <= line['unmatched_gts'] <= 1 <= line['sinkhorn_iters']
+        np.testing.assert_allclose(line['loss'], line['loss_cls'] + line['loss_bbox'] + line['loss_dfl'], rtol=1e-5)
 
 
 def test_config_that_a_resumed_run_leaves_does_not_make_testing_resume(space, resumed):

@@ -16,7 +16,8 @@ model = dict(
     ),
     bbox_head=dict(
         _delete_=True,
-        type='uotod_mmdet.SSDHead',  # mmdet 3.3's own cannot be evaluated; with an mmdet assigner the losses are the same
+        # mmdet 3.3's own cannot be evaluated; with an mmdet assigner the losses are the same.
+        type='uotod_mmdet.SSDHead',
         num_classes=20,
         in_channels=(32, 64, 128, 64, 64),
         stacked_convs=1,

@@ -1,0 +1,90 @@
+"""AssignerScheduleHook; that a resumed run has the right values is in test_tools.py."""
+
+import math
+from types import SimpleNamespace
+
+import pytest
+from mmdet.registry import HOOKS
+from mmengine.logging import MessageHub
+from tiny_models import build, tiny_config
+
+SINKHORN = dict(type='uotod_mmdet.UnbalancedSinkhornAssigner', match_costs=dict(type='IoUCost'))
+
+
+def hook(**kwargs):
+    return HOOKS.build(
+        dict(type='uotod_mmdet.AssignerScheduleHook', **{**dict(param='reg', start=1.0, stop=0.01), **kwargs})
+    )
+
+
+def runner_of(assigner, epoch=0, iteration=0):
+    """What the hook reads of a Runner, round a real detector."""
+    return SimpleNamespace(
+        model=build(tiny_config('GFLHead', assigner)),
+        epoch=epoch,
+        iter=iteration,
+        max_epochs=12,
+        max_iters=1200,
+        message_hub=MessageHub.get_instance('test_hooks'),
+    )
+
+
+@pytest.mark.parametrize(
+    'mode, middle', [('linear', 0.505), ('exponential', 0.1), ('cosine', 0.01 + 0.99 * (1 + math.cos(math.pi / 2)) / 2)]
+)
+def test_values_over_the_range(mode, middle):
+    schedule = hook(mode=mode, begin=2, end=13)
+    assert [schedule.value(step) for step in (0, 2)] == [1.0, 1.0]
+    assert schedule.value(7) == pytest.approx(middle)
+    assert [schedule.value(step) for step in (12, 100)] == pytest.approx([0.01, 0.01])
+    values = [schedule.value(step) for step in range(15)]
+    assert values == sorted(values, reverse=True)
+
+
+@pytest.mark.parametrize('by_epoch, last', [(True, dict(epoch=11)), (False, dict(iteration=1199))])
+def test_the_assigner_follows_to_the_end_of_training(by_epoch, last):
+    schedule = hook(by_epoch=by_epoch)
+    runner = runner_of(SINKHORN)
+    schedule.before_train(runner)
+    schedule.before_train_iter(runner, 0)
+    assert runner.model.bbox_head.assigner.reg == 1.0
+    vars(runner).update({'iter' if name == 'iteration' else name: value for name, value in last.items()})
+    schedule.before_train_iter(runner, 0)
+    assert runner.model.bbox_head.assigner.reg == pytest.approx(0.01)
+    assert runner.message_hub.get_scalar('train/reg').current() == pytest.approx(0.01)
+
+
+def test_strategies_inside_a_weighted_sum_are_found():
+    strategies = [dict(type='uotod_mmdet.UnbalancedSinkhornAssigner'), dict(type='uotod_mmdet.HungarianAssigner')]
+    runner = runner_of(
+        dict(type='uotod_mmdet.WeightedSumAssigner', match_costs=dict(type='IoUCost'), strategies=strategies)
+    )
+    schedule = hook(param='reg_target', start=0.0, stop=10.0)
+    schedule.before_train(runner)
+    runner.epoch = 11
+    schedule.before_train_iter(runner, 0)
+    assert runner.model.bbox_head.assigner.strategies[0].reg_target == 10.0
+
+
+def test_bad_arguments_are_named():
+    for kwargs, message in (
+        (dict(param='tol'), "param must be one of .* got 'tol'"),
+        (dict(mode='step'), "mode must be one of .* got 'step'"),
+        (dict(stop=0.0), 'stop must be positive for reg, got 0.0'),
+        (
+            dict(param='background_cost', start=-1.0, mode='exponential'),
+            "start must be positive for mode='exponential'",
+        ),
+        (dict(param='reg_pred', start=-1.0), 'start must be >= 0 for reg_pred, got -1.0'),
+        (dict(start=float('inf')), 'start must be a finite number'),
+        (dict(begin=3, end=3), 'needs 0 <= begin < end, got begin=3, end=3'),
+    ):
+        with pytest.raises(ValueError, match=message):
+            hook(**kwargs)
+
+
+@pytest.mark.parametrize('param, assigner', [('reg', 'HungarianAssigner'), ('reg_target', 'BalancedSinkhornAssigner')])
+def test_a_model_without_the_parameter_is_named(param, assigner):
+    runner = runner_of(dict(type=f'uotod_mmdet.{assigner}', match_costs=dict(type='IoUCost')))
+    with pytest.raises(ValueError, match=f'no assigner of the model has {param}; it has .*{assigner}'):
+        hook(param=param).before_train(runner)
