@@ -105,7 +105,7 @@ class TransportAssigner(BaseAssigner):
         pred_mask = _mask('pred_mask', pred_mask, cost, (batch, num_preds))
         solved = cost.detach().to(torch.promote_types(cost.dtype, torch.float32))
         solved = torch.where(gt_mask[:, None] & pred_mask[:, :, None], solved, 0)
-        if not torch.isfinite(solved).all():
+        if not torch.isfinite(solved.sum()) and not torch.isfinite(solved).all():
             bad = (~torch.isfinite(solved)).flatten(1).sum(1)
             image = int(bad.argmax())
             raise ValueError(

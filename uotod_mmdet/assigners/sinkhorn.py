@@ -4,10 +4,9 @@ from collections.abc import Sequence
 from typing import Any, Optional, Union
 
 import torch
-from mmdet.structures.bbox import bbox_overlaps
 from torch import Tensor
 
-from uotod_mmdet.costs.pairwise import Batch
+from uotod_mmdet.costs import Batch, pairwise_overlaps
 from uotod_mmdet.ot import sinkhorn, solve_with_pot
 from uotod_mmdet.registry import TASK_UTILS
 
@@ -16,7 +15,7 @@ from .base import TransportAssigner
 
 def dynamic_k(batch: Batch, topq: int) -> Tensor:
     """The sum of each ground truth's largest IoUs with the predictions, at least 1, (B, M) (OTA, section 3.3)."""
-    overlaps = bbox_overlaps(batch.bboxes, batch.gt_bboxes)
+    overlaps = pairwise_overlaps(batch.bboxes, batch.gt_bboxes)
     if batch.pred_mask is not None:
         overlaps = overlaps * batch.pred_mask[:, :, None]
     return overlaps.topk(min(topq, overlaps.size(1)), dim=1).values.sum(1).clamp(min=1)

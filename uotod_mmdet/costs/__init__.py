@@ -1,6 +1,7 @@
 """Costs of matching a prediction with a ground truth."""
 
 from .log_iou_cost import LogIoUCost
+from .overlaps import pairwise_overlaps
 from .pairwise import Batch, as_tensor, batch_cost, make_batch, prior_boxes
 from .prior_costs import InsideGTCost, PriorCenterCost
 
@@ -12,5 +13,6 @@ __all__ = [
     'as_tensor',
     'batch_cost',
     'make_batch',
+    'pairwise_overlaps',
     'prior_boxes',
 ]

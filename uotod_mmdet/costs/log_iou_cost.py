@@ -3,11 +3,12 @@
 from typing import Optional
 
 from mmdet.models.task_modules.assigners.match_cost import BaseMatchCost
-from mmdet.structures.bbox import bbox_overlaps
 from mmengine.structures import InstanceData
 from torch import Tensor
 
 from uotod_mmdet.registry import TASK_UTILS
+
+from .overlaps import pairwise_overlaps
 
 
 @TASK_UTILS.register_module()
@@ -30,7 +31,7 @@ class LogIoUCost(BaseMatchCost):
 
     def cost(self, bboxes: Tensor, gt_bboxes: Tensor) -> Tensor:
         """Cost (..., N, M) of boxes (..., N, 4) and ground truths (..., M, 4), pixels."""
-        return -self.weight * bbox_overlaps(bboxes, gt_bboxes).clamp(min=self.eps).log()
+        return pairwise_overlaps(bboxes, gt_bboxes).clamp_(min=self.eps).log_().mul_(-self.weight)
 
     def __call__(
         self, pred_instances: InstanceData, gt_instances: InstanceData, img_meta: Optional[dict] = None, **kwargs

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from .log_iou_cost import LogIoUCost
+from .overlaps import pairwise_overlaps
 from .prior_costs import InsideGTCost, PriorCenterCost, PriorCost, prior_centers_and_sizes
 
 BOX_SOURCES = ('auto', 'bboxes', 'priors')
@@ -128,7 +129,8 @@ def batch_cost(match_costs: Sequence, batch: Batch) -> Tensor:
         for match_cost in match_costs:
             total += _term(match_cost, batch)
     total = torch.where(_real_pairs(batch), total, 0)
-    if not torch.isfinite(total).all():
+    # A sum is not finite if an entry is not, and takes one pass; that of finite entries overflows rarely.
+    if not torch.isfinite(total.sum()) and not torch.isfinite(total).all():
         _raise_not_finite(match_costs, batch, total)
     return total
 
@@ -196,7 +198,9 @@ def _box_l1(match_cost: BBoxL1Cost, batch: Batch) -> Tensor:
 
 
 def _iou(match_cost: IoUCost, batch: Batch) -> Tensor:
-    return -match_cost.weight * bbox_overlaps(batch.bboxes, batch.gt_bboxes, mode=match_cost.iou_mode)
+    if match_cost.iou_mode == 'iof':
+        return -match_cost.weight * bbox_overlaps(batch.bboxes, batch.gt_bboxes, mode='iof')
+    return pairwise_overlaps(batch.bboxes, batch.gt_bboxes, match_cost.iou_mode).mul_(-match_cost.weight)
 
 
 def _log_iou(match_cost: LogIoUCost, batch: Batch) -> Tensor:

@@ -311,12 +311,12 @@ class DetectionLoss(nn.Module):
         wrong_label = (((labels < low) | (labels >= high)) & mask).any()
         upside_down = ((gt_boxes[..., 2:] < gt_boxes[..., :2]).any(-1) & mask).any()
         mostly_upside_down = (boxes[..., 2:] < boxes[..., :2]).any(-1).sum() * 2 > boxes[..., 0].numel()
-        not_finite = ~(logits.isfinite().all() & boxes.isfinite().all())
+        not_finite = ~(logits.detach().sum() + boxes.detach().sum()).isfinite()
         if torch.stack([wrong_label, upside_down, mostly_upside_down, not_finite]).any():
             if not_finite:
                 for name, values in (('pred_logits', logits), ('pred_boxes', boxes)):
                     bad = int((~values.isfinite()).sum())
-                    if bad:
+                    if bad:  # not where only the sum of finite entries overflows
                         raise ValueError(
                             f'{NAME}: {name} holds {bad} NaN or infinite of {values.numel()} entries. Usual causes: '
                             'training has diverged (lower the learning rate, or clip gradients), or fp16 overflow.'
@@ -332,6 +332,8 @@ class DetectionLoss(nn.Module):
                     f'{NAME}: target labels hold {real.min()} to {real.max()}, but the foreground classes of '
                     f'pred_logits with {columns} columns are {low} to {high - 1}.{hint}'
                 )
+            if not upside_down and not mostly_upside_down:
+                return labels, gt_boxes.to(boxes), mask
             name, values = ('target boxes', gt_boxes[mask]) if upside_down else ('pred_boxes', boxes.flatten(0, 1))
             worst = values[(values[:, 2:] < values[:, :2]).any(1)][0].tolist()
             raise ValueError(

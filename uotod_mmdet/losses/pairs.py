@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import NamedTuple, Optional
 
 import torch
-from mmdet.models.losses import QualityFocalLoss, VarifocalLoss
+from mmdet.models.losses import CrossEntropyLoss, FocalLoss, QualityFocalLoss, VarifocalLoss
 from torch import Tensor, nn
 
 MIN_WEIGHT = 1e-5
@@ -64,12 +64,14 @@ def expand(plan: Tensor, min_weight: float = MIN_WEIGHT) -> Pairs:
     check_min_weight(min_weight)
     num_images, num_preds, columns = plan.shape
     matched = plan[:, :, :-1]
-    images, preds, gts = (matched >= min_weight if min_weight else matched > 0).nonzero(as_tuple=True)
+    index = (matched >= min_weight if min_weight else matched > 0).flatten().nonzero()[:, 0]
+    rows, gts = index // max(columns - 1, 1), index % max(columns - 1, 1)
+    images = rows // max(num_preds, 1)
     return Pairs(
-        rows=images * num_preds + preds,
+        rows=rows,
         gts=images * (columns - 1) + gts,
         images=images,
-        weight=matched[images, preds, gts],
+        weight=plan.flatten()[rows * columns + gts],
         background=plan[:, :, -1].flatten(),
         num_images=num_images,
     )
@@ -125,12 +127,59 @@ def classification_losses(
         )
         weight = mass[:, None] if isinstance(loss_cls, VarifocalLoss) else mass
         return _by_row(loss_cls(scores, target.clamp_(max=1), weight=weight, reduction_override='none'))
+    if _is_plain_softmax(loss_cls):
+        return _softmax_losses(loss_cls, scores, labels, background_label, pairs, num_negatives)
     background = labels.new_full(scores.shape[:1], background_label)
+    if _sums_over_classes(loss_cls) and num_negatives is None:
+        losses = _by_row(loss_cls(scores, background, weight=pairs.row_mass, reduction_override='none'))
+        score, own = scores.flatten()[pairs.rows * scores.size(1) + labels][:, None], torch.zeros_like(labels)
+        matched, instead = (
+            _by_row(loss_cls(score, label, weight=pairs.weight, reduction_override='none')) for label in (own, own + 1)
+        )
+        return losses.index_add(0, pairs.rows, (matched - instead).to(losses.dtype))
     losses = _by_row(loss_cls(scores, background, weight=pairs.background, reduction_override='none'))
     if num_negatives is not None:
         losses = losses * _hardest(losses.detach().view(pairs.num_images, -1), num_negatives).flatten()
     matched = _by_row(loss_cls(scores[pairs.rows], labels, weight=pairs.weight, reduction_override='none'))
     return losses.index_add(0, pairs.rows, matched.to(losses.dtype))
+
+
+def _is_plain_softmax(loss_cls: nn.Module) -> bool:
+    """Whether the loss is softmax cross-entropy, which needs the logarithms of each prediction only once."""
+    return (
+        type(loss_cls) is CrossEntropyLoss
+        and not (loss_cls.use_sigmoid or loss_cls.use_mask or loss_cls.avg_non_ignore)
+        and loss_cls.ignore_index is None
+    )
+
+
+def _softmax_losses(
+    loss_cls: CrossEntropyLoss,
+    scores: Tensor,
+    labels: Tensor,
+    background_label: int,
+    pairs: Pairs,
+    num_negatives: Optional[Tensor],
+) -> Tensor:
+    """:func:`classification_losses` of a softmax cross-entropy."""
+    minus_log = -loss_cls.loss_weight * scores.log_softmax(1)
+    losses, matched = pairs.background * minus_log[:, background_label], pairs.weight
+    if loss_cls.class_weight is not None:
+        class_weight = scores.new_tensor(loss_cls.class_weight)
+        losses, matched = losses * class_weight[background_label], matched * class_weight[labels]
+    if num_negatives is not None:
+        losses = losses * _hardest(losses.detach().view(pairs.num_images, -1), num_negatives).flatten()
+    return losses.index_add(0, pairs.rows, matched * minus_log.flatten()[pairs.rows * scores.size(1) + labels])
+
+
+def _sums_over_classes(loss_cls: nn.Module) -> bool:
+    """Whether the loss is a sum of a term for each class that depends on that class's score alone.
+
+    Then a pair differs from the background in one term: no row of scores is computed more than once.
+    """
+    if type(loss_cls) is FocalLoss:
+        return loss_cls.use_sigmoid
+    return type(loss_cls) is CrossEntropyLoss and loss_cls.use_sigmoid and loss_cls.class_weight is None
 
 
 def pair_losses(loss: nn.Module, pred: Tensor, target: Tensor, weight: Tensor) -> Tensor:

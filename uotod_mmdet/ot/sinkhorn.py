@@ -89,19 +89,18 @@ def sinkhorn(
         rho_a=torch.full_like(reg, math.inf if reg_a is None else reg_a) / reg,
         rho_b=torch.full_like(reg, math.inf if reg_b is None else reg_b) / reg,
         unbalanced=not all(weight is None or math.isinf(weight) for weight in (reg_a, reg_b)),
+        dtype=dtype,
     )
     # A lost entry of the kernel (underflow) and scalings at their limit together stay below float rounding.
     limit = 30.0 if dtype == torch.float32 else 250.0
     absorb_above = limit / 3 if absorb_above is None else absorb_above
 
-    # Start from zero, but for empty rows and columns, which stay out; the first step centres the kernel.
-    f, g = (log.masked_fill(~log.isneginf(), 0) for log in (problem.log_a, problem.log_b))
-    f, g = problem.log_steps(f, g, 1)
-    done = torch.ones(batch, dtype=torch.long, device=cost.device)
-    error = problem.error(problem.plan(f, g), f, g)
-    active = (error > tol).nonzero().squeeze(1)
+    f, g = problem.start()
+    done = torch.zeros(batch, dtype=torch.long, device=cost.device)
+    error = torch.full_like(reg, math.inf)
+    active = torch.arange(batch, device=cost.device)
     state = None  # kernel and scalings of the active problems
-    iteration = 1
+    iteration = 0
 
     while len(active) and iteration < num_iter:
         steps = min(check_every, num_iter - iteration)
@@ -109,8 +108,9 @@ def sinkhorn(
         part = problem if len(active) == batch else problem.select(active)
         if state is None:
             f_in, g_in = f[active], g[active]
-            kernel = part.plan(f_in, g_in).to(dtype)
-            state = _Scaling(kernel, f_in, g_in, torch.zeros_like(f_in), torch.zeros_like(g_in))
+            kernel = part.plan(f_in, g_in)
+            transposed = kernel.transpose(1, 2).contiguous()
+            state = _Scaling(kernel, transposed, f_in, g_in, torch.zeros_like(f_in), torch.zeros_like(g_in))
         state, row_error, largest = state.steps(part, steps)
         f_out, g_out = state.f + state.log_u, state.g + state.log_v
 
@@ -132,7 +132,7 @@ def sinkhorn(
 
     plan = problem.plan(f, g)
     error = problem.error(plan, f, g)  # of what is returned, rounding included
-    return SinkhornResult(plan.to(dtype), done, error.to(dtype), error <= tol)
+    return SinkhornResult(plan, done, error.to(dtype), error <= tol)
 
 
 class _Problem(NamedTuple):
@@ -144,18 +144,26 @@ class _Problem(NamedTuple):
     rho_a: Tensor  # (B,) reg_a / reg
     rho_b: Tensor  # (B,) reg_b / reg
     unbalanced: bool
+    dtype: torch.dtype  # of the cost
 
     def select(self, index: Tensor) -> '_Problem':
-        return _Problem(*(tensor[index] for tensor in self[:-1]), self.unbalanced)
+        return _Problem(*(tensor[index] for tensor in self[:-2]), self.unbalanced, self.dtype)
 
     def plan(self, f: Tensor, g: Tensor) -> Tensor:
-        """The plan of the dual potentials f (B, N) and g (B, K)."""
-        return (self.log_kernel + f[:, :, None]).add_(g[:, None, :]).exp_()
+        """The plan of the dual potentials f (B, N) and g (B, K), in the precision of the cost."""
+        return (self.log_kernel + f[:, :, None]).add_(g[:, None, :]).to(self.dtype).exp_()
+
+    def start(self) -> tuple[Tensor, Tensor]:
+        """Potentials that centre the kernel: the largest entry of each row and column is near 1; -inf where empty."""
+        f = -self.log_kernel.masked_fill(self.log_b.isneginf()[:, None], -math.inf).amax(2)
+        f = f.masked_fill(self.log_a.isneginf() | f.isinf(), -math.inf)
+        g = -(self.log_kernel + f[:, :, None]).amax(1)
+        return f, g.masked_fill(self.log_b.isneginf() | g.isinf(), -math.inf)
 
     def error(self, plan: Tensor, f: Tensor, g: Tensor) -> Tensor:
         """Largest change that the next update of f or of g would make, (B,)."""
-        row_change = self.new_f(f - plan.sum(2).log()) - f
-        column_change = self.new_g(g - plan.sum(1).log()) - g
+        row_change = self.new_f(f - plan.sum(2, dtype=torch.float64).log()) - f
+        column_change = self.new_g(g - plan.sum(1, dtype=torch.float64).log()) - g
         return self.largest(row_change, column_change)
 
     def largest(self, of_rows: Tensor, of_columns: Tensor) -> Tensor:
@@ -195,6 +203,9 @@ class _Scaling(NamedTuple):
     """The iteration on a kernel that holds the potentials f and g; log_u and log_v are what came on top of them."""
 
     kernel: Tensor  # (B, N, K) exp(-C/reg + f + g)
+    transposed: (
+        Tensor  # (B, K, N) the same: torch multiplies a row by a matrix ten times faster than a matrix by a column
+    )
     f: Tensor  # (B, N)
     g: Tensor  # (B, K)
     log_u: Tensor  # (B, N)
@@ -205,15 +216,14 @@ class _Scaling(NamedTuple):
 
     def steps(self, problem: _Problem, steps: int) -> tuple['_Scaling', Tensor, Tensor]:
         """Iterate; returns the new state, the error (B,) and the largest |log u| or |log v| seen (B,)."""
-        kernel, f, g, log_u, log_v = self
-        transposed = kernel.transpose(1, 2)
+        kernel, transposed, f, g, log_u, log_v = self
         empty_a, empty_b = problem.log_a.isneginf(), problem.log_b.isneginf()
-        row_sums = _product(kernel, log_v)
+        row_sums = _product(log_v, transposed)
         for _ in range(steps):
             log_u = (problem.new_f(f - row_sums.log()) - f).masked_fill(empty_a, 0)
-            column_sums = _product(transposed, log_u)
+            column_sums = _product(log_u, kernel)
             log_v = (problem.new_g(g - column_sums.log()) - g).masked_fill(empty_b, 0)
-            row_sums = _product(kernel, log_v)
+            row_sums = _product(log_v, transposed)
         shift = torch.zeros_like(log_u[:, :1])
         if problem.unbalanced:
             shift = problem.translation(f + log_u, g + log_v)
@@ -221,12 +231,12 @@ class _Scaling(NamedTuple):
         row_change = problem.new_f(f - row_sums.log() + shift) - (f + log_u)
         column_change = problem.new_g(g - column_sums.log() - shift) - (g + log_v)
         scalings = problem.largest(log_u, log_v)
-        return _Scaling(kernel, f, g, log_u, log_v), problem.largest(row_change, column_change), scalings
+        return _Scaling(kernel, transposed, f, g, log_u, log_v), problem.largest(row_change, column_change), scalings
 
 
-def _product(kernel: Tensor, log_scaling: Tensor) -> Tensor:
-    """Kernel (B, n, m) times exp of (B, m), in the precision of the kernel; float64, (B, n)."""
-    return torch.bmm(kernel, log_scaling.exp().to(kernel.dtype)[:, :, None])[:, :, 0].double()
+def _product(log_scaling: Tensor, kernel: Tensor) -> Tensor:
+    """exp of (B, n) times kernel (B, n, m), in the precision of the kernel; float64, (B, m)."""
+    return torch.bmm(log_scaling.exp().to(kernel.dtype)[:, None], kernel)[:, 0].double()
 
 
 def _damp(potential: Tensor, rho: Tensor) -> Tensor:
