@@ -4,9 +4,10 @@ import pytest
 import torch
 from mmdet.models.task_modules.assigners.match_cost import BaseMatchCost
 from mmdet.registry import TASK_UTILS
+from mmdet.structures.bbox import bbox_overlaps
 from mmengine.structures import InstanceData
 
-from uotod_mmdet.costs import batch_cost, make_batch
+from uotod_mmdet.costs import batch_cost, make_batch, pairwise_overlaps
 
 COSTS = [
     dict(type='ClassificationCost', weight=1.5),
@@ -18,6 +19,7 @@ COSTS = [
     dict(type='IoUCost', iou_mode='giou', weight=2.0),
     dict(type='uotod_mmdet.LogIoUCost', weight=0.5),
     dict(type='uotod_mmdet.PriorCenterCost', weight=0.7),
+    dict(type='uotod_mmdet.PriorIoUCost', weight=1.5),
     dict(type='uotod_mmdet.InsideGTCost', weight=20.0, center_radius=1.5),
 ]
 
@@ -60,6 +62,37 @@ def test_cost_of_a_batch_is_mmdets_cost_of_each_image(config, dtype, bound):
         difference = (found[index, :, : len(gt)] - expected).abs()
         assert (difference <= bound * expected.abs().clamp(min=1)).all()
         assert found[index, :, len(gt) :].eq(0).all()
+
+
+@pytest.mark.parametrize('mode', ['iou', 'giou'])
+def test_overlaps_are_mmdets(mode):
+    generator = torch.Generator().manual_seed(1)
+    pred, gt = (torch.stack([boxes(count, generator, torch.float32) for _ in range(3)]) for count in (50, 7))
+    gt[0, 0] = 0  # padding
+    pred[1, 1] = pred[1, 1].flip(0)  # upside down
+    torch.testing.assert_close(
+        pairwise_overlaps(pred, gt, mode), bbox_overlaps(pred, gt, mode=mode), rtol=1e-6, atol=1e-6
+    )
+
+
+def test_prior_costs_are_their_formulas():
+    preds, gts, _ = images((5,))
+    pred, gt = preds[0], gts[0]
+    overlap, center, inside = build(
+        dict(type='uotod_mmdet.PriorIoUCost', weight=2.0, iou_mode='iou'),
+        dict(type='uotod_mmdet.PriorCenterCost', weight=0.7),
+        dict(type='uotod_mmdet.InsideGTCost', weight=20.0, center_radius=0.5),
+    )
+    torch.testing.assert_close(overlap(pred, gt), -2 * bbox_overlaps(pred.priors, gt.bboxes))
+    for row, prior in enumerate(pred.priors.tolist()):
+        for column, box in enumerate(gt.bboxes.tolist()):
+            (x, y), (w, h) = ((prior[i] + prior[i + 2]) / 2 for i in (0, 1)), (prior[i + 2] - prior[i] for i in (0, 1))
+            dx, dy = x - (box[0] + box[2]) / 2, y - (box[1] + box[3]) / 2
+            assert center(pred, gt)[row, column].item() == pytest.approx(0.7 * (dx**2 + dy**2) ** 0.5 / (w * h) ** 0.5)
+            within = box[0] < x < box[2] and box[1] < y < box[3] and abs(dx) < 0.5 * w and abs(dy) < 0.5 * h
+            assert inside(pred, gt)[row, column] == (0 if within else 20)
+    with pytest.raises(ValueError, match="iou_mode must be 'iou' or 'giou', got 'ciou'"):
+        build(dict(type='uotod_mmdet.PriorIoUCost', iou_mode='ciou'))
 
 
 def test_costs_add_up():

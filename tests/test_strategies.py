@@ -82,6 +82,23 @@ def test_an_images_plan_depends_neither_on_neighbours_nor_on_padding(name, seed)
 @pytest.mark.parametrize('name', STRATEGIES)
 @given(seed=seeds)
 @quick
+def test_predictions_that_take_no_part_change_nothing(name, seed):
+    rng = np.random.default_rng(seed)
+    cost = costs(seed, batch=3)
+    pred_mask = torch.from_numpy(rng.random((3, cost.size(1))) < 0.6)
+    cost[~pred_mask] = float('nan')  # of no meaning, whatever it holds
+    assigner = build(name, background_cost=0.3)
+    together = assigner.match(cost, pred_mask=pred_mask)
+    assert together[~pred_mask].eq(0).all()
+    for index in range(3):
+        real = pred_mask[index]
+        alone = assigner.match(cost[index : index + 1, real])[0]
+        assert (together[index][real] - alone).abs().max() < 1e-6 if real.any() else True
+
+
+@pytest.mark.parametrize('name', STRATEGIES)
+@given(seed=seeds)
+@quick
 def test_permuting_predictions_or_ground_truths_permutes_the_plan(name, seed):
     cost = costs(seed)
     rng = np.random.default_rng(seed)

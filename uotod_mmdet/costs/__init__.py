@@ -3,13 +3,14 @@
 from .log_iou_cost import LogIoUCost
 from .overlaps import pairwise_overlaps
 from .pairwise import Batch, as_tensor, batch_cost, make_batch, prior_boxes
-from .prior_costs import InsideGTCost, PriorCenterCost
+from .prior_costs import InsideGTCost, PriorCenterCost, PriorIoUCost
 
 __all__ = [
     'Batch',
     'InsideGTCost',
     'LogIoUCost',
     'PriorCenterCost',
+    'PriorIoUCost',
     'as_tensor',
     'batch_cost',
     'make_batch',

@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from .log_iou_cost import LogIoUCost
 from .overlaps import pairwise_overlaps
-from .prior_costs import InsideGTCost, PriorCenterCost, PriorCost, prior_centers_and_sizes
+from .prior_costs import InsideGTCost, PriorCenterCost, PriorCost, PriorIoUCost, prior_centers_and_sizes
 
 BOX_SOURCES = ('auto', 'bboxes', 'priors')
 
@@ -226,6 +226,7 @@ _BATCHED = {
     LogIoUCost: _log_iou,
     PriorCenterCost: _prior,
     InsideGTCost: _prior,
+    PriorIoUCost: _prior,
 }
 
 

@@ -1,4 +1,4 @@
-"""Match costs that say from where a dense head can regress a box."""
+"""Match costs of a dense head's priors: from where it can regress a box."""
 
 from typing import Optional
 
@@ -8,6 +8,8 @@ from mmengine.structures import InstanceData
 from torch import Tensor
 
 from uotod_mmdet.registry import TASK_UTILS
+
+from .overlaps import pairwise_overlaps
 
 PRIOR_FORMATS = ('auto', 'anchor', 'point')
 
@@ -32,7 +34,7 @@ def prior_centers_and_sizes(priors: Tensor, prior_format: str = 'auto') -> tuple
 
 
 class PriorCost(BaseMatchCost):
-    """Base of the two costs. A subclass implements :meth:`cost`, for one image or a batch."""
+    """Base of the costs of priors. A subclass implements :meth:`cost`, for one image or a batch."""
 
     def __init__(self, weight: float, prior_format: str) -> None:
         if prior_format not in PRIOR_FORMATS:
@@ -71,9 +73,11 @@ class PriorCenterCost(PriorCost):
         """Cost (..., N, M) of priors (..., N, 4) and ground truths (..., M, 4), pixels."""
         centers, sizes = prior_centers_and_sizes(priors, self.prior_format)
         gt_centers = (gt_bboxes[..., :2] + gt_bboxes[..., 2:]) / 2
-        unit = sizes.clamp(min=1e-6).prod(-1).sqrt()
-        offsets = centers[..., :, None, :] - gt_centers[..., None, :, :]
-        return self.weight * offsets.square().sum(-1).sqrt() / unit[..., None]
+        factor = self.weight / sizes.clamp(min=1e-6).prod(-1).sqrt()
+        # One coordinate at a time: no temporary is larger than the result.
+        square = (centers[..., :, None, 0] - gt_centers[..., None, :, 0]).square_()
+        square.add_((centers[..., :, None, 1] - gt_centers[..., None, :, 1]).square_())
+        return square.sqrt_().mul_(factor[..., None])
 
 
 @TASK_UTILS.register_module()
@@ -98,9 +102,37 @@ class InsideGTCost(PriorCost):
     def cost(self, priors: Tensor, gt_bboxes: Tensor) -> Tensor:
         """Cost (..., N, M) of priors (..., N, 4) and ground truths (..., M, 4), pixels."""
         centers, sizes = prior_centers_and_sizes(priors, self.prior_format)
-        centers, boxes = centers[..., :, None, :], gt_bboxes[..., None, :, :]
-        outside = torch.maximum(boxes[..., :2] - centers, centers - boxes[..., 2:]).amax(-1) >= 0
-        if self.center_radius is not None:
-            offsets = (centers - (boxes[..., :2] + boxes[..., 2:]) / 2).abs()
-            outside |= (offsets >= self.center_radius * sizes[..., :, None, :]).any(-1)
+        centers, sizes, boxes = centers[..., :, None, :], sizes[..., :, None, :], gt_bboxes[..., None, :, :]
+        outside = torch.zeros((), dtype=torch.bool, device=priors.device)
+        for axis in range(2):
+            center, low, high = centers[..., axis], boxes[..., axis], boxes[..., axis + 2]
+            outside = outside | (center <= low) | (center >= high)
+            if self.center_radius is not None:
+                outside |= (center - (low + high) / 2).abs_() >= self.center_radius * sizes[..., axis]
         return self.weight * outside.to(centers.dtype)
+
+
+@TASK_UTILS.register_module()
+class PriorIoUCost(PriorCost):
+    """Minus the overlap of the prior itself with the ground truth, beside costs that see predicted boxes.
+
+    It keeps the matching on the fitting level while the predictions are still worth little. A point prior counts as the
+    square of one stride around it.
+
+    Args:
+        weight: Factor of the overlap.
+        iou_mode: 'iou' or 'giou'.
+        prior_format: As for :class:`PriorCenterCost`.
+    """
+
+    def __init__(self, weight: float = 1.0, iou_mode: str = 'giou', prior_format: str = 'auto') -> None:
+        super().__init__(weight, prior_format)
+        if iou_mode not in ('iou', 'giou'):
+            raise ValueError(f"iou_mode must be 'iou' or 'giou', got {iou_mode!r}")
+        self.iou_mode = iou_mode
+
+    def cost(self, priors: Tensor, gt_bboxes: Tensor) -> Tensor:
+        """Cost (..., N, M) of priors (..., N, 4) and ground truths (..., M, 4), pixels."""
+        centers, sizes = prior_centers_and_sizes(priors, self.prior_format)
+        boxes = torch.cat([centers - sizes / 2, centers + sizes / 2], dim=-1)
+        return pairwise_overlaps(boxes, gt_bboxes, self.iou_mode).mul_(-self.weight)
