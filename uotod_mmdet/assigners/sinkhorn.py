@@ -109,6 +109,7 @@ class BalancedSinkhornAssigner(TransportAssigner):
             columns = torch.cat([mass, 1 - mass.sum(1, keepdim=True).clamp(max=1)], dim=1)
         else:
             columns = torch.cat([mass / torch.where(total > 0, total, 1), torch.zeros_like(total)], dim=1)
+        columns = columns * real_preds.amax(1, keepdim=True)  # without predictions there is nothing to take
         # Without background and ground truths there is nothing to send.
         rows = columns.sum(1, keepdim=True) * real_preds / num_preds
         return rows, columns

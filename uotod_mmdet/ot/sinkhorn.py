@@ -196,7 +196,8 @@ class _Problem(NamedTuple):
         total = 1 / (1 / self.rho_a + 1 / self.rho_b)
         mass_a = (self.log_a - _ratio(f, self.rho_a)).logsumexp(1)
         mass_b = (self.log_b - _ratio(g, self.rho_b)).logsumexp(1)
-        return torch.where(total.isinf(), 0, total * (mass_a - mass_b))[:, None]
+        nothing = total.isinf() | mass_a.isinf() | mass_b.isinf()  # constrained, or without mass
+        return torch.where(nothing, 0, total * (mass_a - mass_b))[:, None]
 
 
 class _Scaling(NamedTuple):
