@@ -1,6 +1,7 @@
 """DetectionLoss against a dense float64 evaluation of its formula, against mmdet's losses, and with bad input."""
 
 import itertools
+from pathlib import Path
 
 import pytest
 import torch
@@ -430,3 +431,12 @@ def test_nan_is_named_before_the_solver_runs(name):
     case['input'][name][0, 2] = float('nan')
     with pytest.raises(ValueError, match=f'{name} holds . NaN or infinite'):
         module(case['input'], case['target'])
+
+
+def test_the_example_of_the_readme_runs():
+    readme = (Path(__file__).resolve().parent.parent / 'README.md').read_text()
+    (example,) = (block for block in readme.split('```python\n')[1:] if 'uotod_mmdet.DetectionLoss' in block)
+    names = {}
+    exec(example.split('```')[0], names)
+    assert torch.isfinite(names['loss']) and names['loss'] > 0
+    assert all(torch.isfinite(names[leaf].grad).all() for leaf in ('logits', 'boxes'))

@@ -35,6 +35,8 @@ class OTAAssigner(BalancedSinkhornAssigner):
         **kwargs: See :class:`BalancedSinkhornAssigner`.
     """
 
+    newton_after = None  # the paper's iterations stop before a ground truth takes predictions outside its region
+
     def __init__(
         self,
         cls_weight: float = 1.0,

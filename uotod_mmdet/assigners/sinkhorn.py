@@ -1,6 +1,7 @@
 """Entropic optimal transport, balanced and unbalanced."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Optional, Union
 
 import torch
@@ -47,6 +48,7 @@ class BalancedSinkhornAssigner(TransportAssigner):
 
     reg_pred: Optional[float] = None
     reg_target: Optional[float] = None
+    newton_after: Optional[int] = 40  # see ot.sinkhorn
 
     def __init__(
         self,
@@ -89,8 +91,9 @@ class BalancedSinkhornAssigner(TransportAssigner):
             cost = cost / torch.where(largest > 0, largest, 1)
         reg = self.reg_dimless / ((2 * num_preds.clamp(min=1)).log() + 1) if self.reg is None else self.reg
         rows, columns = self._marginals(gt_mask, gt_mass, pred_mask.to(cost.dtype))
-        solve = solve_with_pot if self.solver == 'pot' else sinkhorn
-        result = solve(cost, rows, columns, reg, self.reg_pred, self.reg_target, num_iter=self.num_iter, tol=self.tol)
+        options = dict(num_iter=self.num_iter, tol=self.tol)
+        solve = solve_with_pot if self.solver == 'pot' else partial(sinkhorn, newton_after=self.newton_after)
+        result = solve(cost, rows, columns, reg, self.reg_pred, self.reg_target, **options)
         self.num_iter_done = result.num_iter
         return num_preds[:, None, None] * result.plan
 

@@ -22,6 +22,10 @@ and likewise g. Four things make it fast and safe (Schmitzer, arXiv 1610.06519; 
    float64: a slow iteration would add up their rounding.
 4. In unbalanced problems the dual is also maximised over the translation (f + t, g - t) in closed form, without which
    convergence stalls when reg is small beside reg_a and reg_b.
+
+Where that is still slow, as it is with small reg and columns that nearly all rows avoid, Newton's method takes over:
+with the best f for each g, the dual is a concave function of the few g (semi-dual; Brauer et al., arXiv 1710.06635),
+whose Hessian is one product of the plan with itself.
 """
 
 import math
@@ -29,6 +33,9 @@ from typing import NamedTuple, Optional, Union
 
 import torch
 from torch import Tensor
+
+NEWTON_COLUMNS = 128
+"""Problems with more columns do without Newton's method, whose steps grow with the square of their number."""
 
 
 class SinkhornResult(NamedTuple):
@@ -51,6 +58,7 @@ def sinkhorn(
     tol: float = 1e-6,
     check_every: int = 5,
     absorb_above: Optional[float] = None,
+    newton_after: Optional[int] = 40,
 ) -> SinkhornResult:
     """Solve a batch of entropic transport problems (see the module's docstring for the problem and the method).
 
@@ -69,6 +77,7 @@ def sinkhorn(
         check_every: Iterations between two looks at the error and at the size of the scalings.
         absorb_above: Absorb scalings when the logarithm of one is above this. None: as late as the dtype allows;
             0: at every look.
+        newton_after: Iterations after which a problem that has not converged goes on with Newton's method. None: never.
 
     Returns:
         SinkhornResult: Plan, iterations, error, convergence.
@@ -103,6 +112,10 @@ def sinkhorn(
     iteration = 0
 
     while len(active) and iteration < num_iter:
+        if newton_after is not None and iteration >= newton_after and columns <= NEWTON_COLUMNS:
+            part = problem.select(active)
+            f[active], g[active], done[active] = part.newton_steps(f[active], g[active], iteration, num_iter, tol)
+            break
         steps = min(check_every, num_iter - iteration)
         iteration += steps
         part = problem if len(active) == batch else problem.select(active)
@@ -191,6 +204,70 @@ class _Problem(NamedTuple):
             f, g = f + shift, g - shift
         return f, g
 
+    def newton_steps(
+        self, f: Tensor, g: Tensor, iteration: int, num_iter: int, tol: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Maximise the semi-dual from g; returns f, g and the iterations done, those before included, (B,).
+
+        A step is cut to a radius that grows while steps raise the dual and shrinks when one does not; in place of the
+        latter goes an update of g by Sinkhorn, which always raises it.
+        """
+        f, g, done = f.clone(), g.clone(), torch.full_like(self.rho_a, iteration, dtype=torch.long)
+        active, problem = torch.arange(len(f), device=f.device), self
+        radius = torch.full_like(self.rho_a, 4.0)
+        f, value = self.best_f(g)
+        while True:
+            plan = problem.log_kernel.add(f[active][:, :, None]).add_(g[active][:, None, :]).exp_()
+            sums = plan.sum(1).clamp(min=1e-300)  # of a column that all rows avoid, less than float64 holds
+            sinkhorn = problem.new_g(g[active] - sums.log())
+            error = problem.largest(torch.zeros_like(f[active]), sinkhorn - g[active])
+            still = error > tol
+            done[active] = iteration
+            if iteration >= num_iter or not still.any():
+                return f, g, done
+            if not still.all():
+                active, problem = active[still], problem.select(still)
+                plan, sums, sinkhorn = plan[still], sums[still], sinkhorn[still]
+            iteration += 1
+            step = problem.newton_step(plan, sums, g[active])
+            bound = radius[active][:, None]
+            new_g = g[active] + torch.maximum(torch.minimum(step, bound), -bound)
+            new_f, new_value = problem.best_f(new_g)
+            good = new_value >= value[active] - 1e-14 * value[active].abs()  # also false where NaN
+            radius[active] = torch.where(good, 4 * radius[active], (radius[active] / 8).clamp(min=0.1))
+            if not good.all():
+                other_f, other_value = problem.best_f(sinkhorn)
+                new_g, new_f = (
+                    torch.where(good[:, None], ours, theirs) for ours, theirs in ((new_g, sinkhorn), (new_f, other_f))
+                )
+                new_value = torch.where(good, new_value, other_value)
+            f[active], g[active], value[active] = new_f, new_g, new_value
+
+    def best_f(self, g: Tensor) -> tuple[Tensor, Tensor]:
+        """The f that maximises the dual for g, (B, N), and the value that it has then, (B,)."""
+        log_sums = (self.log_kernel + g[:, None, :]).logsumexp(2)
+        f = self.new_f(-log_sums).masked_fill(self.log_a.isneginf(), -math.inf)
+        total = (f + log_sums).exp().nan_to_num(0).sum(1)
+        value = _reward(f, self.log_a, self.rho_a) + _reward(g, self.log_b, self.rho_b) - total
+        return f, value
+
+    def newton_step(self, plan: Tensor, sums: Tensor, g: Tensor) -> Tensor:
+        """Newton's step of g from the plan (B, N, K) of g and its best f, and the plan's column sums, (B, K)."""
+        empty = self.log_b.isneginf()
+        wanted = (self.log_b - _ratio(g, self.rho_b)).exp()
+        curvature = sums + torch.where(self.rho_b.isinf()[:, None], 0, wanted / self.rho_b[:, None])
+        rows = plan.sum(2)
+        share = (1 - 1 / (self.rho_a + 1))[:, None] / torch.where(rows > 0, rows, 1)
+        hessian = torch.bmm((plan * share[:, :, None]).transpose(1, 2), plan).neg_()
+        # The dual of a balanced problem does not change along (1, ..., 1): one rank more keeps the step off that.
+        balanced = (self.rho_a.isinf() & self.rho_b.isinf())[:, None]
+        hessian += sums[:, :, None] * (balanced * sums / sums.sum(1, keepdim=True))[:, None, :]
+        diagonal = curvature * (1 + 1e-9) + 1e-12 * curvature.amax(1, keepdim=True)
+        hessian.diagonal(dim1=1, dim2=2).add_(torch.where(empty, 1, diagonal))
+        gradient = (wanted - sums).masked_fill(empty, 0)
+        step = torch.linalg.solve_ex(hessian, gradient)[0]
+        return torch.where(step.isfinite() & ~empty, step, gradient / curvature).masked_fill(empty, 0)
+
     def translation(self, f: Tensor, g: Tensor) -> Tensor:
         """The t that maximises the dual of (f + t, g - t), (B, 1) (Sejourne et al., proposition 2)."""
         total = 1 / (1 / self.rho_a + 1 / self.rho_b)
@@ -243,6 +320,14 @@ def _product(log_scaling: Tensor, kernel: Tensor) -> Tensor:
 def _damp(potential: Tensor, rho: Tensor) -> Tensor:
     """rho / (rho + 1) * potential, for (B, n) and (B,); the potential itself where rho is inf."""
     return potential * (1 - 1 / (rho + 1))[:, None]
+
+
+def _reward(potential: Tensor, log_mass: Tensor, rho: Tensor) -> Tensor:
+    """What a side adds to the dual, (B,): its mass times the potential, or where rho is finite, less than that."""
+    mass = log_mass.exp()
+    kept = torch.where(mass > 0, mass * potential, 0).sum(1)
+    penalised = -rho * torch.where(mass > 0, mass * torch.expm1(-_ratio(potential, rho)), 0).sum(1)
+    return torch.where(rho.isinf(), kept, torch.where(rho == 0, 0, penalised))
 
 
 def _ratio(potential: Tensor, rho: Tensor) -> Tensor:
