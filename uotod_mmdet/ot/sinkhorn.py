@@ -213,60 +213,64 @@ class _Problem(NamedTuple):
         latter goes an update of g by Sinkhorn, which always raises it.
         """
         f, g, done = f.clone(), g.clone(), torch.full_like(self.rho_a, iteration, dtype=torch.long)
-        active, problem = torch.arange(len(f), device=f.device), self
-        radius = torch.full_like(self.rho_a, 4.0)
-        f, value = self.best_f(g)
+        slack = 10 * torch.finfo(self.dtype).eps  # what the dual's value may lose in rounding
+        active, problem, radius = torch.arange(len(f), device=f.device), self, torch.full_like(self.rho_a, 4.0)
+        state = self.semi_dual(g)
         while True:
-            plan = problem.log_kernel.add(f[active][:, :, None]).add_(g[active][:, None, :]).exp_()
-            sums = plan.sum(1).clamp(min=1e-300)  # of a column that all rows avoid, less than float64 holds
-            sinkhorn = problem.new_g(g[active] - sums.log())
-            error = problem.largest(torch.zeros_like(f[active]), sinkhorn - g[active])
+            f[active], done[active] = state.f, iteration
+            sinkhorn = problem.new_g(g[active] - state.sums.log())
+            error = problem.largest(torch.zeros_like(state.f), sinkhorn - g[active])
             still = error > tol
-            done[active] = iteration
             if iteration >= num_iter or not still.any():
                 return f, g, done
             if not still.all():
-                active, problem = active[still], problem.select(still)
-                plan, sums, sinkhorn = plan[still], sums[still], sinkhorn[still]
+                active, problem, radius = active[still], problem.select(still), radius[still]
+                state, sinkhorn = state.select(still), sinkhorn[still]
             iteration += 1
-            step = problem.newton_step(plan, sums, g[active])
-            bound = radius[active][:, None]
-            new_g = g[active] + torch.maximum(torch.minimum(step, bound), -bound)
-            new_f, new_value = problem.best_f(new_g)
-            good = new_value >= value[active] - 1e-14 * value[active].abs()  # also false where NaN
-            radius[active] = torch.where(good, 4 * radius[active], (radius[active] / 8).clamp(min=0.1))
+            step = problem.newton_step(state, g[active])
+            new_g = g[active] + torch.maximum(torch.minimum(step, radius[:, None]), -radius[:, None])
+            new_state = problem.semi_dual(new_g)
+            good = new_state.value >= state.value - slack * state.value.abs()  # False where NaN, too
+            radius = torch.where(good, 4 * radius, (radius / 8).clamp(min=0.1))
             if not good.all():
-                other_f, other_value = problem.best_f(sinkhorn)
-                new_g, new_f = (
-                    torch.where(good[:, None], ours, theirs) for ours, theirs in ((new_g, sinkhorn), (new_f, other_f))
-                )
-                new_value = torch.where(good, new_value, other_value)
-            f[active], g[active], value[active] = new_f, new_g, new_value
+                bad = (~good).nonzero().squeeze(1)
+                new_g[bad] = sinkhorn[bad]
+                for ours, theirs in zip(new_state, problem.select(bad).semi_dual(sinkhorn[bad])):
+                    ours[bad] = theirs
+            g[active], state = new_g, new_state
 
-    def best_f(self, g: Tensor) -> tuple[Tensor, Tensor]:
-        """The f that maximises the dual for g, (B, N), and the value that it has then, (B,)."""
-        log_sums = (self.log_kernel + g[:, None, :]).logsumexp(2)
+    def semi_dual(self, g: Tensor) -> '_SemiDual':
+        """The best f for g, and what follows from it."""
+        log_plan = self.log_kernel + g[:, None, :]
+        peak = log_plan.amax(2).clamp(min=-1e300)
+        plan = log_plan.sub_(peak[:, :, None]).to(self.dtype).exp_()
+        total = plan.sum(2, dtype=torch.float64)
+        log_sums = peak + total.log()
         f = self.new_f(-log_sums).masked_fill(self.log_a.isneginf(), -math.inf)
-        total = (f + log_sums).exp().nan_to_num(0).sum(1)
-        value = _reward(f, self.log_a, self.rho_a) + _reward(g, self.log_b, self.rho_b) - total
-        return f, value
+        rows = (f + log_sums).exp().masked_fill(self.log_a.isneginf(), 0)
+        plan *= (rows / total).nan_to_num(0).to(self.dtype)[:, :, None]
+        value = _reward(f, self.log_a, self.rho_a) + _reward(g, self.log_b, self.rho_b) - rows.sum(1)
+        # Of a column that all rows avoid, less than the dtype holds: an upper bound, so that updates fall short.
+        sums = plan.sum(1, dtype=torch.float64).clamp(min=torch.finfo(self.dtype).tiny)
+        return _SemiDual(f, value, plan, rows, sums)
 
-    def newton_step(self, plan: Tensor, sums: Tensor, g: Tensor) -> Tensor:
-        """Newton's step of g from the plan (B, N, K) of g and its best f, and the plan's column sums, (B, K)."""
+    def newton_step(self, state: '_SemiDual', g: Tensor) -> Tensor:
+        """Newton's step of g, (B, K)."""
         empty = self.log_b.isneginf()
         wanted = (self.log_b - _ratio(g, self.rho_b)).exp()
-        curvature = sums + torch.where(self.rho_b.isinf()[:, None], 0, wanted / self.rho_b[:, None])
-        rows = plan.sum(2)
-        share = (1 - 1 / (self.rho_a + 1))[:, None] / torch.where(rows > 0, rows, 1)
-        hessian = torch.bmm((plan * share[:, :, None]).transpose(1, 2), plan).neg_()
+        curvature = state.sums + torch.where(self.rho_b.isinf()[:, None], 0, wanted / self.rho_b[:, None])
+        share = (1 - 1 / (self.rho_a + 1))[:, None] / torch.where(state.rows > 0, state.rows, 1)
+        weighted = state.plan * share.to(self.dtype)[:, :, None]
+        hessian = torch.bmm(weighted.transpose(1, 2), state.plan).double().neg_()
         # The dual of a balanced problem does not change along (1, ..., 1): one rank more keeps the step off that.
         balanced = (self.rho_a.isinf() & self.rho_b.isinf())[:, None]
-        hessian += sums[:, :, None] * (balanced * sums / sums.sum(1, keepdim=True))[:, None, :]
-        diagonal = curvature * (1 + 1e-9) + 1e-12 * curvature.amax(1, keepdim=True)
+        hessian += state.sums[:, :, None] * (balanced * state.sums / state.sums.sum(1, keepdim=True))[:, None, :]
+        rounding = torch.finfo(self.dtype).eps
+        diagonal = curvature * (1 + rounding) + rounding * 1e-3 * curvature.amax(1, keepdim=True)
         hessian.diagonal(dim1=1, dim2=2).add_(torch.where(empty, 1, diagonal))
-        gradient = (wanted - sums).masked_fill(empty, 0)
+        gradient = (wanted - state.sums).masked_fill(empty, 0)
         step = torch.linalg.solve_ex(hessian, gradient)[0]
-        return torch.where(step.isfinite() & ~empty, step, gradient / curvature).masked_fill(empty, 0)
+        return torch.where(step.isfinite(), step, gradient / curvature).masked_fill(empty, 0)
 
     def translation(self, f: Tensor, g: Tensor) -> Tensor:
         """The t that maximises the dual of (f + t, g - t), (B, 1) (Sejourne et al., proposition 2)."""
@@ -275,6 +279,19 @@ class _Problem(NamedTuple):
         mass_b = (self.log_b - _ratio(g, self.rho_b)).logsumexp(1)
         nothing = total.isinf() | mass_a.isinf() | mass_b.isinf()  # constrained, or without mass
         return torch.where(nothing, 0, total * (mass_a - mass_b))[:, None]
+
+
+class _SemiDual(NamedTuple):
+    """The dual as a function of g alone, f being the best for it."""
+
+    f: Tensor  # (B, N)
+    value: Tensor  # (B,) of the dual
+    plan: Tensor  # (B, N, K) in the precision of the cost
+    rows: Tensor  # (B, N) its row sums
+    sums: Tensor  # (B, K) its column sums
+
+    def select(self, index: Tensor) -> '_SemiDual':
+        return _SemiDual(*(tensor[index] for tensor in self))
 
 
 class _Scaling(NamedTuple):
