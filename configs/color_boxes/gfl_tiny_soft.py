@@ -1,4 +1,7 @@
-# Tiny GFL trained on the whole plan of unbalanced transport.
-_base_ = './gfl_tiny_sinkhorn.py'
+# Tiny GFL trained on the whole plan of unbalanced transport with prediction-aware costs.
+_base_ = ['./gfl_tiny_sinkhorn.py', '../_base_/assigners/dense_soft.py']
 
-model = dict(bbox_head=dict(type='uotod_mmdet.GFLHead'))
+model = dict(
+    bbox_head=dict(type='uotod_mmdet.GFLHead'),
+    train_cfg=dict(assigner={{_base_.dense_soft}}),
+)

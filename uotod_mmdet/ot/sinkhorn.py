@@ -104,7 +104,7 @@ def sinkhorn(
     limit = 30.0 if dtype == torch.float32 else 250.0
     absorb_above = limit / 3 if absorb_above is None else absorb_above
 
-    f, g = problem.start()
+    f, g = problem.start(cost / -reg.to(dtype)[:, None, None])
     done = torch.zeros(batch, dtype=torch.long, device=cost.device)
     error = torch.full_like(reg, math.inf)
     active = torch.arange(batch, device=cost.device)
@@ -166,17 +166,20 @@ class _Problem(NamedTuple):
         """The plan of the dual potentials f (B, N) and g (B, K), in the precision of the cost."""
         return (self.log_kernel + f[:, :, None]).add_(g[:, None, :]).to(self.dtype).exp_()
 
-    def start(self) -> tuple[Tensor, Tensor]:
-        """Potentials that centre the kernel: the largest entry of each row and column is near 1; -inf where empty."""
-        f = -self.log_kernel.masked_fill(self.log_b.isneginf()[:, None], -math.inf).amax(2)
+    def start(self, log_kernel: Tensor) -> tuple[Tensor, Tensor]:
+        """Potentials that centre the kernel: the largest entry of each row and column is near 1; -inf where empty.
+
+        They need not be exact: ``log_kernel`` may come in less than float64.
+        """
+        f = -log_kernel.masked_fill(self.log_b.isneginf()[:, None], -math.inf).amax(2)
         f = f.masked_fill(self.log_a.isneginf() | f.isinf(), -math.inf)
-        g = -(self.log_kernel + f[:, :, None]).amax(1)
-        return f, g.masked_fill(self.log_b.isneginf() | g.isinf(), -math.inf)
+        g = -(log_kernel + f[:, :, None]).amax(1)
+        return f.double(), g.masked_fill(self.log_b.isneginf() | g.isinf(), -math.inf).double()
 
     def error(self, plan: Tensor, f: Tensor, g: Tensor) -> Tensor:
         """Largest change that the next update of f or of g would make, (B,)."""
-        row_change = self.new_f(f - plan.sum(2, dtype=torch.float64).log()) - f
-        column_change = self.new_g(g - plan.sum(1, dtype=torch.float64).log()) - g
+        row_change = self.new_f(f - plan.sum(2).double().log()) - f
+        column_change = self.new_g(g - plan.sum(1).double().log()) - g
         return self.largest(row_change, column_change)
 
     def largest(self, of_rows: Tensor, of_columns: Tensor) -> Tensor:
@@ -244,14 +247,14 @@ class _Problem(NamedTuple):
         log_plan = self.log_kernel + g[:, None, :]
         peak = log_plan.amax(2).clamp(min=-1e300)
         plan = log_plan.sub_(peak[:, :, None]).to(self.dtype).exp_()
-        total = plan.sum(2, dtype=torch.float64)
+        total = plan.sum(2).double()
         log_sums = peak + total.log()
         f = self.new_f(-log_sums).masked_fill(self.log_a.isneginf(), -math.inf)
         rows = (f + log_sums).exp().masked_fill(self.log_a.isneginf(), 0)
         plan *= (rows / total).nan_to_num(0).to(self.dtype)[:, :, None]
         value = _reward(f, self.log_a, self.rho_a) + _reward(g, self.log_b, self.rho_b) - rows.sum(1)
         # Of a column that all rows avoid, less than the dtype holds: an upper bound, so that updates fall short.
-        sums = plan.sum(1, dtype=torch.float64).clamp(min=torch.finfo(self.dtype).tiny)
+        sums = plan.sum(1).double().clamp(min=torch.finfo(self.dtype).tiny)
         return _SemiDual(f, value, plan, rows, sums)
 
     def newton_step(self, state: '_SemiDual', g: Tensor) -> Tensor:
