@@ -1,6 +1,7 @@
 """The three losses against mmdet's, against their formulas in float64, and under bad input."""
 
 import math
+import sys
 
 import mmdet.models.losses as theirs
 import mmdet.registry
@@ -341,8 +342,40 @@ class CountReads(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+@pytest.mark.parametrize('gamma', [2.0, 1.5])
+@pytest.mark.parametrize('form', ['labels', 'dense', 'soft'])
+@pytest.mark.parametrize('name', ['QualityFocalLoss', 'VarifocalLoss'])
+@pytest.mark.parametrize('path', ['blocks', 'plain'])
+def test_blocks_and_the_plain_path_equal_mmdet(path, name, form, gamma, monkeypatch, request):
+    if path == 'plain':
+        request.getfixturevalue('as_on_a_gpu')
+    monkeypatch.setattr('uotod_mmdet.losses.focal_sum.BLOCK', 5 * C)
+    if name == 'VarifocalLoss' and form == 'labels':
+        pytest.skip('VarifocalLoss takes soft targets only')
+    pred, target = quality_input(form, rows=53)
+    config = dict(beta=gamma) if name == 'QualityFocalLoss' else dict(gamma=gamma)
+    weight = torch.rand(53, dtype=torch.float64)
+    weight = weight if name == 'QualityFocalLoss' else weight[:, None]
+    for kwargs in (dict(avg_factor=3.0), dict(weight=weight), dict(weight=weight, reduction_override='sum')):
+        assert_equals_mmdet(name, config, pred, target, **kwargs)
+    # Not contiguous, and every second column unused: the gradient must find its way back.
+    wide = torch.randn(2 * C, 53, dtype=torch.float64)
+    leaves = [wide.clone().requires_grad_() for _ in range(2)]
+    for leaf, module in zip(leaves, (ours, theirs)):
+        loss = getattr(module, name)(**config)(leaf.t()[:, ::2], target, avg_factor=3.0)
+        (2 * loss).backward()
+    assert_same(leaves[0].grad, leaves[1].grad)
+
+
+@pytest.fixture
+def as_on_a_gpu(monkeypatch):
+    """The plain path, which losses take on a GPU."""
+    for module in ('quality_focal_loss', 'varifocal_loss'):
+        monkeypatch.setattr(sys.modules[f'uotod_mmdet.losses.{module}'], 'in_blocks', lambda x: False)
+
+
 @pytest.mark.parametrize('name', NAMES)
-def test_forward_waits_for_the_device_once(name):
+def test_forward_waits_for_the_device_once(name, as_on_a_gpu):
     pred, target = loss_input(name)
     with CountReads() as counter:
         getattr(ours, name)()(pred, target, torch.ones(1), avg_factor=torch.tensor(2.0))
@@ -422,7 +455,7 @@ def test_nan_in_probabilities_is_counted_and_explained():
         (dict(weight=torch.tensor([math.nan], dtype=torch.float64)), 'weight holds NaN'),
         (dict(avg_factor=math.nan), 'avg_factor is nan'),
         (
-            dict(weight=torch.tensor([1e308], dtype=torch.float64)),
+            dict(weight=torch.tensor([1.7e308], dtype=torch.float64), reduction_override='sum'),
             'too large for torch.float64',
         ),
     ],

@@ -10,6 +10,8 @@ from mmengine.hub import get_config
 from mmengine.registry import init_default_scope
 from mmengine.structures import InstanceData
 
+from uotod_mmdet.losses.pairs import classification_losses, expand
+
 NUM_CLASSES = 5
 CONFIGS = {
     'GFLHead': 'mmdet::gfl/gfl_r50_fpn_1x_coco.py',
@@ -373,3 +375,27 @@ def test_two_processes_have_the_losses_and_gradients_of_the_joint_batch(head, tw
         torch.testing.assert_close((first[0][name] + second[0][name]) / 2, value, rtol=1e-5, atol=1e-6, msg=name)
     for joint, one, other in zip(gradients, first[1], second[1]):
         torch.testing.assert_close((one + other) / 2, joint, rtol=1e-4, atol=1e-6 * joint.abs().max().item())
+
+
+@pytest.mark.parametrize('loss', ['FocalLoss', 'QualityFocalLoss', 'VarifocalLoss', 'CrossEntropyLoss'])
+def test_fast_ways_of_known_losses_are_the_losses_themselves(loss, monkeypatch):
+    """On a soft plan with several ground truths of a class for one prediction; the plain way calls the loss."""
+    generator = torch.Generator().manual_seed(0)
+    plan = torch.rand(2, 30, 5, generator=generator, dtype=torch.float64)
+    plan[:, ::3] *= 0.01
+    plan[1, :, 2] = 0
+    plan[0, 4] = 0  # takes no part
+    pairs = expand(plan, 0.05)
+    labels = torch.tensor([2, 0, 2, 1, 1, 1, 2, 0])[pairs.gts]
+    quality = torch.rand(len(pairs.rows), generator=generator, dtype=torch.float64)
+    quality[::4] = 0
+    leaf = torch.randn(60, 3, generator=generator, dtype=torch.float64).requires_grad_()
+    module = MODELS.build(dict(type=loss, use_sigmoid=True, loss_weight=1.5))
+    fast = classification_losses(module, leaf, labels, 3, pairs, lambda: quality)
+    monkeypatch.setattr('uotod_mmdet.losses.pairs.in_blocks', lambda x: False)
+    monkeypatch.setattr('uotod_mmdet.losses.pairs._sums_over_classes', lambda loss_cls: False)
+    slow = classification_losses(module, leaf, labels, 3, pairs, lambda: quality)
+    torch.testing.assert_close(fast, slow)
+    weights = torch.rand(60, dtype=torch.float64)
+    grads = [torch.autograd.grad((value * weights).sum(), leaf)[0] for value in (fast, slow)]
+    torch.testing.assert_close(*grads)

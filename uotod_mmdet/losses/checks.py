@@ -129,7 +129,22 @@ def reduce_and_check(
     """
     if loss.numel() == 0 and avg_factor is None and reduction == 'mean':
         reduction = 'sum'
-    loss = weight_reduce_loss(loss, weight, reduction, avg_factor)
+    return checked(owner, weight_reduce_loss(loss, weight, reduction, avg_factor), pred, weight, avg_factor, faults)
+
+
+def checked(
+    owner: str,
+    loss: Tensor,
+    pred: Tensor,
+    weight: Optional[Union[float, Tensor]],
+    avg_factor: Optional[Union[float, Tensor]],
+    faults: list[Fault],
+) -> Tensor:
+    """Return ``loss``, which is weighted and reduced, after one look at ``faults`` and at whether it is finite.
+
+    Raises:
+        ValueError: As :func:`reduce_and_check`.
+    """
     finite = loss.detach().isfinite().all()
     if torch.stack([~finite, *(flag for flag, _ in faults)]).any():
         _raise(owner, pred, weight, avg_factor, faults)

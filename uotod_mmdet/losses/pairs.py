@@ -12,6 +12,13 @@ import torch
 from mmdet.models.losses import CrossEntropyLoss, FocalLoss, QualityFocalLoss, VarifocalLoss
 from torch import Tensor, nn
 
+from .checks import checked
+from .focal_sum import focal_sum, in_blocks, softplus
+from .quality_focal_loss import QualityFocalLoss as OurQualityFocalLoss
+from .quality_focal_loss import quality_focal_rows
+from .varifocal_loss import VarifocalLoss as OurVarifocalLoss
+from .varifocal_loss import varifocal_rows
+
 MIN_WEIGHT = 1e-5
 """Pairs lighter than this are dropped unless a user says otherwise.
 
@@ -119,6 +126,8 @@ def classification_losses(
     Returns:
         (B * N,), ``loss_weight`` of the loss included.
     """
+    if num_negatives is None and in_blocks(scores) and _is_plain_focal(loss_cls):
+        return _focal_losses(loss_cls, scores, labels, pairs, quality)
     if isinstance(loss_cls, (QualityFocalLoss, VarifocalLoss)):
         mass = pairs.row_mass
         share = pairs.weight / mass[pairs.rows]
@@ -142,6 +151,43 @@ def classification_losses(
         losses = losses * _hardest(losses.detach().view(pairs.num_images, -1), num_negatives).flatten()
     matched = _by_row(loss_cls(scores[pairs.rows], labels, weight=pairs.weight, reduction_override='none'))
     return losses.index_add(0, pairs.rows, matched.to(losses.dtype))
+
+
+def _is_plain_focal(loss_cls: nn.Module) -> bool:
+    """Whether the loss is one of mmdet's or our focal losses on logits, whose background :func:`focal_sum` computes."""
+    known = (FocalLoss, QualityFocalLoss, VarifocalLoss, OurQualityFocalLoss, OurVarifocalLoss)
+    return type(loss_cls) in known and loss_cls.use_sigmoid and not getattr(loss_cls, 'activated', False)
+
+
+def _focal_losses(
+    loss_cls: nn.Module, scores: Tensor, labels: Tensor, pairs: Pairs, quality: Callable[[], Tensor]
+) -> Tensor:
+    """:func:`classification_losses` of a focal loss."""
+    mass = pairs.row_mass
+    index, entry = torch.unique(pairs.rows * scores.size(1) + labels, return_inverse=True)
+    weight = pairs.weight.new_zeros(len(index)).index_add(0, entry, pairs.weight)
+    rows = index.div(scores.size(1), rounding_mode='floor')
+    if isinstance(loss_cls, FocalLoss):
+        alpha, gamma = loss_cls.alpha, loss_cls.gamma
+        rest = (1 - alpha) * (mass[rows] - weight)
+
+        def entry_losses(x: Tensor) -> Tensor:
+            prob = x.sigmoid()
+            return alpha * weight * (1 - prob).pow(gamma) * softplus(-x) + rest * prob.pow(gamma) * softplus(x)
+
+        losses = focal_sum(scores, gamma, (1 - alpha) * mass, index, entry_losses)
+    else:
+        target = weight.new_zeros(len(index)).index_add(0, entry, (pairs.weight * quality()).to(weight.dtype))
+        target = (target / mass[rows]).clamp(max=1).to(scores.dtype)
+        index, target = index[target > 0], target[target > 0]
+        if isinstance(loss_cls, QualityFocalLoss):
+            losses = quality_focal_rows(scores, index, target, mass, loss_cls.beta)
+        else:
+            options = loss_cls.alpha, loss_cls.gamma, loss_cls.iou_weighted
+            losses = varifocal_rows(scores, index, target, mass, *options)
+    if type(loss_cls).__module__.startswith('uotod_mmdet'):
+        losses = checked(type(loss_cls).__name__, losses, scores, mass, None, [])
+    return loss_cls.loss_weight * losses
 
 
 def _is_plain_softmax(loss_cls: nn.Module) -> bool:

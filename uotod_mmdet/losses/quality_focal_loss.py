@@ -16,11 +16,13 @@ from .checks import (
     check_reduction,
     check_tensor,
     check_weight,
+    checked,
     full_precision,
     outside,
     reduce_and_check,
     span,
 )
+from .focal_sum import focal_sum, in_blocks, nonzero_entries, row_factor, softplus
 
 NAME = 'QualityFocalLoss'
 FORMS = 'target is a pair (label, score) of shapes (N,), (N,), or a tensor of soft targets, shaped like pred.'
@@ -67,10 +69,17 @@ def quality_focal_loss(
     if isinstance(target, Tensor):
         check_tensor(NAME, 'target', target, pred.shape, FORMS)
         faults.append((outside(target, 0, 1), lambda: f'target must lie in [0, 1]; it lies in {span(target)}.'))
-        soft = target.to(x.dtype)
+        label = score = None
     else:
-        soft = _soft_target(x, target, faults)
+        label, score = _label_and_score(x, target, faults)
 
+    if not activated and in_blocks(x):
+        index, quality = nonzero_entries(target) if label is None else _foreground_entries(label, score, x.size(1))
+        factor = row_factor(weight, reduction, avg_factor, x, len(x))
+        rows = quality_focal_rows(x, index, quality.to(x.dtype), factor, beta)
+        return checked(NAME, rows if reduction == 'none' else rows.sum(), pred, weight, avg_factor, faults)
+
+    soft = target.to(x.dtype) if label is None else _soft_target(x, label, score)
     if activated:
         with torch.autocast(x.device.type, enabled=False):  # autocast refuses the cross-entropy of probabilities
             entropy = F.binary_cross_entropy(x, soft, reduction='none')
@@ -84,8 +93,29 @@ def quality_focal_loss(
     return reduce_and_check(NAME, loss, pred, weight, reduction, avg_factor, faults)
 
 
-def _soft_target(pred: Tensor, target: Sequence[Tensor], faults: list[Fault]) -> Tensor:
-    """Spread (label, score) over (N, C); what is wrong with their values goes to ``faults``."""
+def quality_focal_rows(logits: Tensor, index: Tensor, quality: Tensor, row_weight: Tensor, beta: float) -> Tensor:
+    """Weighted Quality Focal Loss of each row, (N,), where all but some entries have the target 0.
+
+    Args:
+        logits: (N, C), float32 or float64.
+        index: Entries of the flattened logits that have a quality, each once, (K,).
+        quality: Their targets, (K,).
+        row_weight: (N,).
+        beta: Exponent of the modulating factor.
+    """
+    weight = row_weight[index.div(logits.size(1), rounding_mode='floor')]
+
+    def entry_losses(x: Tensor) -> Tensor:
+        distance = quality - x.sigmoid()
+        if beta % 2:  # an even power needs no absolute value
+            distance = distance.abs()
+        return weight * distance.pow(beta) * (softplus(x) - x * quality)
+
+    return focal_sum(logits, beta, row_weight, index, entry_losses)
+
+
+def _label_and_score(pred: Tensor, target: Sequence[Tensor], faults: list[Fault]) -> tuple[Tensor, Tensor]:
+    """Label and score of each row, 0 on the background; what is wrong with their values goes to ``faults``."""
     if not isinstance(target, (tuple, list)):
         raise TypeError(f'{NAME}: {FORMS} Got {type(target).__name__}.')
     if len(target) != 2:
@@ -104,8 +134,19 @@ def _soft_target(pred: Tensor, target: Sequence[Tensor], faults: list[Fault]) ->
             lambda: f'score must lie in [0, 1] on foreground rows; there it lies in {span(score[foreground])}.',
         )
     )
+    return label, score
+
+
+def _foreground_entries(label: Tensor, score: Tensor, classes: int) -> tuple[Tensor, Tensor]:
+    """Entries of the flattened (N, C) that have a score, and these scores."""
+    rows = (label < classes).nonzero()[:, 0]
+    return rows * classes + label[rows].long().clamp(0, classes - 1), score[rows]
+
+
+def _soft_target(pred: Tensor, label: Tensor, score: Tensor) -> Tensor:
+    """Spread labels and scores over (N, C)."""
     # A background row writes its 0 to class C - 1, so that no rows have to be looked up.
-    column = label.long().clamp(0, classes - 1)[:, None]
+    column = label.long().clamp(0, pred.size(1) - 1)[:, None]
     return pred.new_zeros(pred.shape).scatter_(1, column, score.to(pred.dtype)[:, None])
 
 

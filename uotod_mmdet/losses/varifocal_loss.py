@@ -15,11 +15,13 @@ from .checks import (
     check_reduction,
     check_tensor,
     check_weight,
+    checked,
     full_precision,
     outside,
     reduce_and_check,
     span,
 )
+from .focal_sum import focal_sum, in_blocks, nonzero_entries, row_factor, softplus
 
 NAME = 'VarifocalLoss'
 
@@ -65,11 +67,50 @@ def varifocal_loss(
     ]
 
     logits = full_precision(pred)
+    by_row = _by_row(weight, pred)
+    if by_row and reduction != 'none' and pred.dim() == 2 and in_blocks(pred):
+        index, quality = nonzero_entries(target)
+        weight_of_rows = weight.flatten() if isinstance(weight, Tensor) else weight
+        factor = row_factor(weight_of_rows, reduction, avg_factor, logits, logits.numel())
+        rows = varifocal_rows(logits, index, quality.to(logits.dtype), factor, alpha, gamma, iou_weighted)
+        return checked(NAME, rows.sum(), pred, weight, avg_factor, faults)
     quality = target.to(logits.dtype)
     positive = quality if iou_weighted else 1.0
     focal = torch.where(quality > 0, positive, alpha * logits.sigmoid().pow(gamma))
     loss = F.binary_cross_entropy_with_logits(logits, quality, reduction='none') * focal
     return reduce_and_check(NAME, loss, pred, weight, reduction, avg_factor, faults)
+
+
+def _by_row(weight: Optional[Union[float, Tensor]], pred: Tensor) -> bool:
+    """Whether the weight is the same for all entries of a row."""
+    return not isinstance(weight, Tensor) or weight.numel() == 1 or weight.shape == (*pred.shape[:1], 1)
+
+
+def varifocal_rows(
+    logits: Tensor,
+    index: Tensor,
+    quality: Tensor,
+    row_weight: Tensor,
+    alpha: float,
+    gamma: float,
+    iou_weighted: bool,
+) -> Tensor:
+    """Weighted Varifocal Loss of each row, (N,), where all but some entries have no quality.
+
+    Args:
+        logits: (N, C), float32 or float64.
+        index: Entries of the flattened logits that have a quality, each once, (K,).
+        quality: Their qualities, > 0, (K,).
+        row_weight: (N,).
+        alpha, gamma, iou_weighted: See :func:`varifocal_loss`.
+    """
+    weight = row_weight[index.div(logits.size(1), rounding_mode='floor')]
+    focal = quality if iou_weighted else 1.0
+
+    def entry_losses(x: Tensor) -> Tensor:
+        return weight * focal * (softplus(x) - x * quality)
+
+    return focal_sum(logits, gamma, alpha * row_weight, index, entry_losses)
 
 
 @MODELS.register_module()

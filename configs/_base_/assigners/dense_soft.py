@@ -1,5 +1,5 @@
 # Unbalanced transport for soft training of heads that regress from inside the box (GFL, VFNet, ATSS): the costs of
-# dense_sinkhorn.py and the predicted class, a small reg for a plan that is soft at its edges only, and a large reg_target,
+# dense_sinkhorn.py and the predicted class; a small reg, for a plan that is soft at its edges only; a large reg_target,
 # so that each ground truth gets its nine anchors' worth wherever anchors have their centre inside it.
 dense_soft = dict(
     _delete_=True,
