@@ -15,11 +15,11 @@ The optimum is :math:`P_{ij} = \exp(f_i + g_j - C_{ij}/reg)`. Alternate maximisa
 
 and likewise g. Four things make it fast and safe (Schmitzer, arXiv 1610.06519; Sejourne et al., arXiv 2201.00730):
 
-1. f and g are split into an absorbed part, inside a stored kernel, and the logarithm of scalings u and v, so that an
-   iteration is two products with the kernel. Scalings that grow past what floats hold are absorbed into the kernel.
+1. f and g are split into an absorbed part, inside a stored kernel, and scalings u and v, so that an iteration is two
+   products with the kernel. Scalings that grow past what floats hold are absorbed into the kernel.
 2. A problem for which even that leaves the float range does those iterations with logsumexp instead.
-3. Only the kernel and the products with it, where the time goes, are in the precision of the cost. Potentials are
-   float64: a slow iteration would add up their rounding.
+3. Only the kernel and its scalings, where the time goes, are in the precision of the cost. Potentials are float64: a
+   slow iteration would add up their rounding.
 4. In unbalanced problems the dual is also maximised over the translation (f + t, g - t) in closed form, without which
    convergence stalls when reg is small beside reg_a and reg_b.
 
@@ -29,6 +29,7 @@ whose Hessian is one product of the plan with itself.
 """
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple, Optional, Union
 
 import torch
@@ -123,9 +124,10 @@ def sinkhorn(
             f_in, g_in = f[active], g[active]
             kernel = part.plan(f_in, g_in)
             transposed = kernel.transpose(1, 2).contiguous()
-            state = _Scaling(kernel, transposed, f_in, g_in, torch.zeros_like(f_in), torch.zeros_like(g_in))
+            masses = a[active].to(dtype), b[active].to(dtype)
+            state = _Scaling(kernel, transposed, *masses, *map(torch.ones_like, masses), f_in, g_in)
         state, row_error, largest = state.steps(part, steps)
-        f_out, g_out = state.f + state.log_u, state.g + state.log_v
+        f_out, g_out = state.potentials()
 
         out_of_range = ~(largest < limit)  # also where NaN
         if out_of_range.any():
@@ -298,43 +300,55 @@ class _SemiDual(NamedTuple):
 
 
 class _Scaling(NamedTuple):
-    """The iteration on a kernel that holds the potentials f and g; log_u and log_v are what came on top of them."""
+    """The iteration on a kernel that holds the potentials f and g; u and v scale its rows and columns."""
 
-    kernel: Tensor  # (B, N, K) exp(-C/reg + f + g)
-    transposed: (
-        Tensor  # (B, K, N) the same: torch multiplies a row by a matrix ten times faster than a matrix by a column
-    )
-    f: Tensor  # (B, N)
-    g: Tensor  # (B, K)
-    log_u: Tensor  # (B, N)
-    log_v: Tensor  # (B, K)
+    kernel: Tensor  # (B, N, K) exp(-C/reg + f + g), in the precision of the cost, as are the next five
+    transposed: Tensor  # (B, K, N) the same: torch is ten times faster at row x matrix than at matrix x column
+    a: Tensor  # (B, N)
+    b: Tensor  # (B, K)
+    u: Tensor  # (B, N)
+    v: Tensor  # (B, K)
+    f: Tensor  # (B, N) float64
+    g: Tensor  # (B, K) float64
 
     def select(self, index: Tensor) -> '_Scaling':
         return _Scaling(*(tensor[index] for tensor in self))
 
+    def potentials(self) -> tuple[Tensor, Tensor]:
+        """What f and g have become, -inf where empty."""
+        return self.f + self.u.double().log(), self.g + self.v.double().log()
+
     def steps(self, problem: _Problem, steps: int) -> tuple['_Scaling', Tensor, Tensor]:
-        """Iterate; returns the new state, the error (B,) and the largest |log u| or |log v| seen (B,)."""
-        kernel, transposed, f, g, log_u, log_v = self
-        empty_a, empty_b = problem.log_a.isneginf(), problem.log_b.isneginf()
-        row_sums = _product(log_v, transposed)
+        """Iterate; returns the new state, the error (B,) and the largest |log u| or |log v| (B,)."""
+        kernel, transposed, a, b, u, v, f, g = self
+        update_u, update_v = _update(a, f, problem.rho_a), _update(b, g, problem.rho_b)
+        row_sums = torch.bmm(v[:, None], transposed)[:, 0]
         for _ in range(steps):
-            log_u = (problem.new_f(f - row_sums.log()) - f).masked_fill(empty_a, 0)
-            column_sums = _product(log_u, kernel)
-            log_v = (problem.new_g(g - column_sums.log()) - g).masked_fill(empty_b, 0)
-            row_sums = _product(log_v, transposed)
-        shift = torch.zeros_like(log_u[:, :1])
+            u = update_u(row_sums)
+            column_sums = torch.bmm(u[:, None], kernel)[:, 0]
+            v = update_v(column_sums)
+            row_sums = torch.bmm(v[:, None], transposed)[:, 0]
+        state, shift = self._replace(u=u, v=v), 0.0
+        new_f, new_g = state.potentials()
         if problem.unbalanced:
-            shift = problem.translation(f + log_u, g + log_v)
-            log_u, log_v = log_u + shift, log_v - shift
-        row_change = problem.new_f(f - row_sums.log() + shift) - (f + log_u)
-        column_change = problem.new_g(g - column_sums.log() - shift) - (g + log_v)
-        scalings = problem.largest(log_u, log_v)
-        return _Scaling(kernel, transposed, f, g, log_u, log_v), problem.largest(row_change, column_change), scalings
+            shift = problem.translation(new_f, new_g)
+            state = state._replace(u=u * shift.exp().to(u.dtype), v=v * (-shift).exp().to(v.dtype))
+            new_f, new_g = new_f + shift, new_g - shift
+        row_change = problem.new_f(f - row_sums.double().log() + shift) - new_f
+        column_change = problem.new_g(g - column_sums.double().log() - shift) - new_g
+        scalings = problem.largest(new_f - f, new_g - g)
+        return state, problem.largest(row_change, column_change), scalings
 
 
-def _product(log_scaling: Tensor, kernel: Tensor) -> Tensor:
-    """exp of (B, n) times kernel (B, n, m), in the precision of the kernel; float64, (B, m)."""
-    return torch.bmm(log_scaling.exp().to(kernel.dtype)[:, None], kernel)[:, 0].double()
+def _update(mass: Tensor, potential: Tensor, rho: Tensor) -> Callable[[Tensor], Tensor]:
+    """From sums over the scaled kernel to the scaling of a side, (B, n), 0 where the side is empty."""
+    tiny = torch.finfo(mass.dtype).tiny
+    if bool(rho.isinf().all()):
+        return lambda sums: mass / sums.clamp(min=tiny)
+    power = (1 - 1 / (rho + 1))[:, None]
+    factor = torch.where(mass > 0, ((power - 1) * potential).exp(), 0).to(mass.dtype)
+    power = power.to(mass.dtype)
+    return lambda sums: factor * (mass / sums.clamp(min=tiny)).pow(power)
 
 
 def _damp(potential: Tensor, rho: Tensor) -> Tensor:
