@@ -208,14 +208,17 @@ def _softmax_losses(
     num_negatives: Optional[Tensor],
 ) -> Tensor:
     """:func:`classification_losses` of a softmax cross-entropy."""
-    minus_log = -loss_cls.loss_weight * scores.log_softmax(1)
-    losses, matched = pairs.background * minus_log[:, background_label], pairs.weight
+    rows, columns = scores.shape
+    entries = torch.arange(rows, device=scores.device) * columns + background_label
+    entries = torch.cat([entries, pairs.rows * columns + labels])
+    weight = -loss_cls.loss_weight * torch.cat([pairs.background, pairs.weight])
     if loss_cls.class_weight is not None:
-        class_weight = scores.new_tensor(loss_cls.class_weight)
-        losses, matched = losses * class_weight[background_label], matched * class_weight[labels]
+        weight = weight * scores.new_tensor(loss_cls.class_weight)[entries % columns]
+    values = weight * scores.log_softmax(1).flatten().index_select(0, entries)
+    losses, matched = values[:rows], values[rows:]
     if num_negatives is not None:
         losses = losses * _hardest(losses.detach().view(pairs.num_images, -1), num_negatives).flatten()
-    return losses.index_add(0, pairs.rows, matched * minus_log.flatten()[pairs.rows * scores.size(1) + labels])
+    return losses.index_add(0, pairs.rows, matched)
 
 
 def _sums_over_classes(loss_cls: nn.Module) -> bool:
