@@ -399,3 +399,20 @@ def test_fast_ways_of_known_losses_are_the_losses_themselves(loss, monkeypatch):
     weights = torch.rand(60, dtype=torch.float64)
     grads = [torch.autograd.grad((value * weights).sum(), leaf)[0] for value in (fast, slow)]
     torch.testing.assert_close(*grads)
+
+
+@pytest.mark.parametrize('head', ['GFLHead', 'DETRHead'])
+def test_a_box_without_area_is_matched_to_nothing_and_logged(head, monkeypatch):
+    messages = []
+    monkeypatch.setattr('uotod_mmdet.assigners.base.print_log', lambda message, **kwargs: messages.append(message))
+    model = soft(head)
+    gts, _, metas = ground_truths(0, with_ignored=False)
+    gts[2].bboxes[1, 2] = gts[2].bboxes[1, 0]
+    metas[2]['img_path'] = 'thin.jpg'
+    if head in DENSE:
+        losses = model.loss_by_feat(*dense_outputs(model, 0), gts, metas)
+    else:
+        scores, boxes = detr_outputs(model.cls_out_channels, 0)
+        losses = model.loss_by_feat(scores, boxes.sigmoid(), gts, metas)
+    assert all(torch.isfinite(torch.as_tensor(value)).all() for value in losses.values())
+    assert messages and all('1 ground truth box(es) of thin.jpg without area' in message for message in messages)

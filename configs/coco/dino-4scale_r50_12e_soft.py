@@ -1,7 +1,11 @@
-# DINO R50 trained on the whole plan of balanced transport with its own costs.
+# DINO R50 trained on the whole plan of balanced transport with its own costs, which hardens over training
+# (see color_boxes/dino_tiny_soft.py).
 _base_ = 'mmdet::dino/dino-4scale_r50_8xb2-12e_coco.py'
 
 model = dict(
     bbox_head=dict(type='uotod_mmdet.DINOHead'),
-    train_cfg=dict(assigner=dict(type='uotod_mmdet.BalancedSinkhornAssigner')),
+    train_cfg=dict(assigner=dict(type='uotod_mmdet.BalancedSinkhornAssigner', reg=0.01)),
 )
+custom_hooks = [
+    dict(type='uotod_mmdet.AssignerScheduleHook', param='reg', start=0.01, stop=0.001, mode='exponential'),
+]

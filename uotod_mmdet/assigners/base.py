@@ -12,7 +12,15 @@ from mmengine.logging import print_log
 from mmengine.structures import InstanceData
 from torch import Tensor
 
-from uotod_mmdet.costs.pairwise import BOX_SOURCES, Batch, as_tensor, batch_cost, make_batch, prior_boxes
+from uotod_mmdet.costs.pairwise import (
+    BOX_SOURCES,
+    Batch,
+    as_tensor,
+    batch_cost,
+    make_batch,
+    prior_boxes,
+    zero_padding,
+)
 from uotod_mmdet.registry import TASK_UTILS
 
 
@@ -104,7 +112,7 @@ class TransportAssigner(BaseAssigner):
         gt_mask = _mask('gt_mask', gt_mask, cost, (batch, num_gts))
         pred_mask = _mask('pred_mask', pred_mask, cost, (batch, num_preds))
         solved = cost.detach().to(torch.promote_types(cost.dtype, torch.float32))
-        solved = torch.where(gt_mask[:, None] & pred_mask[:, :, None], solved, 0)
+        solved = zero_padding(solved, gt_mask, pred_mask)
         if not torch.isfinite(solved.sum()) and not torch.isfinite(solved).all():
             bad = (~torch.isfinite(solved)).flatten(1).sum(1)
             image = int(bad.argmax())
@@ -125,11 +133,17 @@ class TransportAssigner(BaseAssigner):
 
         Returns:
             Costs (B, N, M), 0 on padding, and what :meth:`match` makes of them (B, N, M + 1). The row of a prediction
-            that is not matched (its background is its heaviest column) and overlaps an ignored box is zero.
+            that is not matched (its background is its heaviest column) and overlaps an ignored box is zero. A ground
+            truth whose box is degenerate (x2 <= x1 or y2 <= y1) is matched to nothing and logged.
 
         Raises:
             ValueError: See :func:`~uotod_mmdet.costs.batch_cost`.
         """
+        if sum(map(len, batch.gt_instances)) != int(batch.gt_mask.sum()):
+            for boxes, mask, gts, meta in zip(batch.gt_bboxes, batch.gt_mask, batch.gt_instances, batch.img_metas):
+                degenerate = ~mask[: len(gts)]
+                if degenerate.any():
+                    self._log_degenerate(boxes[: len(gts)][degenerate], meta)
         cost = self._cost(batch)
         plan = self.match(cost, batch.gt_mask, self._gt_mass(batch), batch.pred_mask)
         for index, ignored in enumerate(batch.gt_instances_ignore):
@@ -192,8 +206,6 @@ class TransportAssigner(BaseAssigner):
         if num_preds and num_gts:
             batch = make_batch([pred_instances], [gt_instances], [img_meta or {}], self.box_source)
             gt_bboxes, gt_mask = batch.gt_bboxes[0], batch.gt_mask[0]
-            if not gt_mask.all():
-                self._log_degenerate(gt_bboxes[~gt_mask], img_meta)
             cost, plan = self.plan(batch)
             gt_inds = self._read_plan(plan[0], cost[0], gt_mask)
             matched = (gt_inds > 0).nonzero().squeeze(1)

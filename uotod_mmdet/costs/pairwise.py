@@ -128,11 +128,19 @@ def batch_cost(match_costs: Sequence, batch: Batch) -> Tensor:
     with torch.autocast(total.device.type, enabled=False), torch.no_grad():
         for match_cost in match_costs:
             total += _term(match_cost, batch)
-    total = torch.where(_real_pairs(batch), total, 0)
+    total = zero_padding(total, batch.gt_mask, batch.pred_mask)
     # A sum is not finite if an entry is not, and takes one pass; that of finite entries overflows rarely.
     if not torch.isfinite(total.sum()) and not torch.isfinite(total).all():
         _raise_not_finite(match_costs, batch, total)
     return total
+
+
+def zero_padding(cost: Tensor, gt_mask: Tensor, pred_mask: Optional[Tensor]) -> Tensor:
+    """Cost (B, N, M) with 0 where ``gt_mask`` (B, M) or ``pred_mask`` (B, N) is False, whatever it held there."""
+    if not cost.is_cuda and gt_mask.all() and (pred_mask is None or pred_mask.all()):
+        return cost  # a look at the masks is cheaper than a pass over the cost; on a GPU it would make the host wait
+    real = gt_mask[:, None] if pred_mask is None else gt_mask[:, None] & pred_mask[:, :, None]
+    return torch.where(real, cost, 0)
 
 
 def _real_pairs(batch: Batch) -> Tensor:

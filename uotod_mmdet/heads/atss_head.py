@@ -53,7 +53,7 @@ class ATSSHead(DenseHead, mmdet.models.dense_heads.ATSSHead):
                 batch_gt_instances_ignore,
             )
             pairs = matched.pairs
-            pred = self.bbox_coder.decode(matched.priors, deltas.flatten(0, 1)[pairs.rows])
+            pred = self.bbox_coder.decode(matched.priors, deltas.flatten(0, 1).index_select(0, pairs.rows))
             pred_centerness = self.flatten(centernesses, 1).flatten()[pairs.rows]
             centerness = self.centerness_target(matched.priors, matched.gt_bboxes)
 

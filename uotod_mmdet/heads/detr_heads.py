@@ -133,9 +133,9 @@ class DETRHead(mmdet.models.dense_heads.DETRHead):
             num_pos = reduce_mean(num_pos).clamp(min=1)
 
             pair_sizes = sizes[pairs.images]
-            preds = boxes.flatten(0, 1)[pairs.rows]
+            preds = boxes.flatten(0, 1).index_select(0, pairs.rows)
             pixel_preds = bbox_cxcywh_to_xyxy(preds) * pair_sizes
-            pixel_targets = batch.gt_bboxes.flatten(0, 1)[pairs.gts]
+            pixel_targets = batch.gt_bboxes.flatten(0, 1).index_select(0, pairs.gts)
             targets = bbox_xyxy_to_cxcywh(pixel_targets / pair_sizes)
             losses = dict(
                 loss_cls=classification_losses(

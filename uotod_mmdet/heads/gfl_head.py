@@ -60,7 +60,7 @@ class GFLHead(DenseHead, mmdet.models.dense_heads.GFLHead):
                 batch_gt_instances_ignore,
             )
             pairs = matched.pairs
-            scores, pair_corners = scores.flatten(0, 1), corners.flatten(0, 1)[pairs.rows]
+            scores, pair_corners = scores.flatten(0, 1), corners.flatten(0, 1).index_select(0, pairs.rows)
             # mmdet computes box losses in units of the stride.
             stride = strides[pairs.rows % len(strides)]
             centers = self.anchor_center(matched.priors) / stride

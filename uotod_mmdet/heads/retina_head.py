@@ -49,7 +49,7 @@ class RetinaHead(DenseHead, mmdet.models.dense_heads.RetinaHead):
                 batch_gt_instances_ignore,
             )
             pairs = matched.pairs
-            pred, target = deltas.flatten(0, 1)[pairs.rows], matched.gt_bboxes
+            pred, target = deltas.flatten(0, 1).index_select(0, pairs.rows), matched.gt_bboxes
             boxes = get_box_tensor(self.bbox_coder.decode(matched.priors, pred))
             if self.reg_decoded_bbox:
                 pred = boxes

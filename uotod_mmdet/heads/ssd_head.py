@@ -67,7 +67,7 @@ class SSDHead(DenseHead, mmdet.models.dense_heads.SSDHead):
                 quality=None,
                 num_negatives=(self.train_cfg['neg_pos_ratio'] * pairs.mass).round(),
             )
-            pred, target = deltas.flatten(0, 1)[pairs.rows], matched.gt_bboxes
+            pred, target = deltas.flatten(0, 1).index_select(0, pairs.rows), matched.gt_bboxes
             if self.reg_decoded_bbox:
                 pred = self.bbox_coder.decode(matched.priors, pred)
             else:

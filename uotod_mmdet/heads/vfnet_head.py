@@ -69,7 +69,7 @@ class VFNetHead(DenseHead, mmdet.models.dense_heads.VFNetHead):
                 ('loss_bbox', self.loss_bbox, distances),
                 ('loss_bbox_rf', self.loss_bbox_refine, refined),
             ):
-                pred = self.bbox_coder.decode(pair_points, values.flatten(0, 1)[pairs.rows])
+                pred = self.bbox_coder.decode(pair_points, values.flatten(0, 1).index_select(0, pairs.rows))
                 ious[name] = bbox_overlaps(pred.detach(), target, is_aligned=True).clamp(min=1e-6)
                 weight = ious[name] * pairs.weight
                 losses[name] = pair_losses(loss, pred, target, weight).sum() / reduce_mean(weight.sum()).clamp(min=1)

@@ -203,7 +203,8 @@ class DetectionLoss(nn.Module):
         self, logits: Tensor, boxes: Tensor, gt_labels: Tensor, gt_boxes: Tensor, pairs: Pairs
     ) -> dict[str, Tensor]:
         """Each term of each prediction, (B * N,)."""
-        pair_boxes, pair_gts = boxes[pairs.rows], gt_boxes.flatten(0, 1)[pairs.gts]
+        pair_boxes = boxes.index_select(0, pairs.rows)
+        pair_gts = gt_boxes.flatten(0, 1).index_select(0, pairs.gts)
         num_negatives = None
         if self.neg_to_pos_ratio is not None:
             num_negatives = (self.neg_to_pos_ratio * pairs.mass).round()

@@ -57,7 +57,7 @@ def sinkhorn(
     reg_b: Optional[float] = None,
     num_iter: int = 1000,
     tol: float = 1e-6,
-    check_every: int = 5,
+    check_every: int = 10,
     absorb_above: Optional[float] = None,
     newton_after: Optional[int] = 40,
 ) -> SinkhornResult:
@@ -92,7 +92,7 @@ def sinkhorn(
     reg = torch.as_tensor(reg, dtype=torch.float64, device=cost.device).expand(batch)
     log_a, log_b = a.double().log(), b.double().log()
     problem = _Problem(
-        log_kernel=-cost.double() / reg[:, None, None],
+        log_kernel=cost.double().div_(-reg[:, None, None]) if dtype != torch.float64 else cost / -reg[:, None, None],
         log_a=log_a,
         log_b=log_b,
         # reg_a and reg_b in units of reg; inf on a constrained side
@@ -107,43 +107,45 @@ def sinkhorn(
 
     f, g = problem.start(cost / -reg.to(dtype)[:, None, None])
     done = torch.zeros(batch, dtype=torch.long, device=cost.device)
-    error = torch.full_like(reg, math.inf)
-    active = torch.arange(batch, device=cost.device)
-    state = None  # kernel and scalings of the active problems
+    everything = torch.arange(batch, device=cost.device)
+    # The problems that are iterated on, and the places among them of those that have not converged; the others are left
+    # behind when they are half, as selecting copies.
+    members, running = everything, everything
+    part, state = problem, None  # of the members
     iteration = 0
 
-    while len(active) and iteration < num_iter:
+    while iteration < num_iter and len(running):
         if newton_after is not None and iteration >= newton_after and columns <= NEWTON_COLUMNS:
-            part = problem.select(active)
-            f[active], g[active], done[active] = part.newton_steps(f[active], g[active], iteration, num_iter, tol)
+            members = members[running]
+            part = problem.select(members)
+            f[members], g[members], done[members] = part.newton_steps(f[members], g[members], iteration, num_iter, tol)
             break
+        if len(running) < len(members) and (state is None or 2 * len(running) <= len(members)):
+            state = None if state is None else state.select(running)
+            members, part, running = members[running], part.select(running), everything[: len(running)]
+        if state is None:
+            state = part.scaling(a[members], b[members], f[members], g[members])
         steps = min(check_every, num_iter - iteration)
         iteration += steps
-        part = problem if len(active) == batch else problem.select(active)
-        if state is None:
-            f_in, g_in = f[active], g[active]
-            kernel = part.plan(f_in, g_in)
-            transposed = kernel.transpose(1, 2).contiguous()
-            masses = a[active].to(dtype), b[active].to(dtype)
-            state = _Scaling(kernel, transposed, *masses, *map(torch.ones_like, masses), f_in, g_in)
-        state, row_error, largest = state.steps(part, steps)
-        f_out, g_out = state.potentials()
+        state, error, largest = state.steps(part, steps)
+        new_f, new_g = state.potentials()
 
-        out_of_range = ~(largest < limit)  # also where NaN
-        if out_of_range.any():
-            bad = out_of_range.nonzero().squeeze(1)
-            sub = part.select(bad)
-            f_out[bad], g_out[bad] = sub.log_steps(f[active[bad]], g[active[bad]], steps)
-            row_error[bad] = sub.error(sub.plan(f_out[bad], g_out[bad]), f_out[bad], g_out[bad])
-
-        f[active], g[active], error[active] = f_out, g_out, row_error
-        done[active] = iteration
-        still = row_error > tol
-        if out_of_range.any() or (largest >= absorb_above).any():
+        places = running.tolist()
+        errors, scalings = torch.stack([error, largest])[:, running].tolist()  # the one transfer to the host
+        bad = [place for place, scaling in zip(places, scalings) if not scaling < limit]  # also where NaN
+        if bad:
+            index = torch.tensor(bad, device=cost.device)
+            sub = part.select(index)
+            new_f[index], new_g[index] = sub.log_steps(f[members[index]], g[members[index]], steps)
+            error[index] = sub.error(sub.plan(new_f[index], new_g[index]), new_f[index], new_g[index])
+            errors = error[running].tolist()
+        changed = members[running]
+        f[changed], g[changed], done[changed] = new_f[running], new_g[running], iteration
+        if bad or max(scalings) >= absorb_above:
             state = None
-        elif not still.all():
-            state = state.select(still)
-        active = active[still]
+        left = [place for place, value in zip(places, errors) if value > tol]
+        if len(left) < len(places):
+            running = torch.tensor(left, dtype=torch.long, device=cost.device)
 
     plan = problem.plan(f, g)
     error = problem.error(plan, f, g)  # of what is returned, rounding included
@@ -173,10 +175,17 @@ class _Problem(NamedTuple):
 
         They need not be exact: ``log_kernel`` may come in less than float64.
         """
-        f = -log_kernel.masked_fill(self.log_b.isneginf()[:, None], -math.inf).amax(2)
+        barred = torch.where(self.log_b.isneginf(), -math.inf, 0).to(log_kernel.dtype)
+        f = -(log_kernel + barred[:, None]).amax(2)
         f = f.masked_fill(self.log_a.isneginf() | f.isinf(), -math.inf)
         g = -(log_kernel + f[:, :, None]).amax(1)
         return f.double(), g.masked_fill(self.log_b.isneginf() | g.isinf(), -math.inf).double()
+
+    def scaling(self, a: Tensor, b: Tensor, f: Tensor, g: Tensor) -> '_Scaling':
+        """The iteration on the kernel of f and g."""
+        kernel = self.plan(f, g)
+        masses = a.to(self.dtype), b.to(self.dtype)
+        return _Scaling(kernel, kernel.transpose(1, 2).contiguous(), *masses, *map(torch.ones_like, masses), f, g)
 
     def error(self, plan: Tensor, f: Tensor, g: Tensor) -> Tensor:
         """Largest change that the next update of f or of g would make, (B,)."""
@@ -225,10 +234,11 @@ class _Problem(NamedTuple):
             f[active], done[active] = state.f, iteration
             sinkhorn = problem.new_g(g[active] - state.sums.log())
             error = problem.largest(torch.zeros_like(state.f), sinkhorn - g[active])
-            still = error > tol
-            if iteration >= num_iter or not still.any():
+            left = [place for place, value in enumerate(error.tolist()) if value > tol]
+            if iteration >= num_iter or not left:
                 return f, g, done
-            if not still.all():
+            if len(left) < len(active):
+                still = torch.tensor(left, device=f.device)
                 active, problem, radius = active[still], problem.select(still), radius[still]
                 state, sinkhorn = state.select(still), sinkhorn[still]
             iteration += 1
@@ -237,8 +247,8 @@ class _Problem(NamedTuple):
             new_state = problem.semi_dual(new_g)
             good = new_state.value >= state.value - slack * state.value.abs()  # False where NaN, too
             radius = torch.where(good, 4 * radius, (radius / 8).clamp(min=0.1))
-            if not good.all():
-                bad = (~good).nonzero().squeeze(1)
+            bad = (~good).nonzero().squeeze(1)
+            if len(bad):
                 new_g[bad] = sinkhorn[bad]
                 for ours, theirs in zip(new_state, problem.select(bad).semi_dual(sinkhorn[bad])):
                     ours[bad] = theirs
