@@ -19,7 +19,7 @@ env:
 	@$(PYTHON) tools/setup_env.py --venv '$(VENV)' $(if $(TORCH),--torch '$(TORCH)')
 
 demo: env
-	@'$(VENV)/bin/python' tools/train.py configs/color_boxes/gfl_tiny_sinkhorn.py --work-dir work_dirs/demo $(ARGS)
+	@'$(VENV)/bin/python' tools/train.py configs/color_boxes/gfl_tiny_soft.py --work-dir work_dirs/demo $(ARGS)
 	@'$(VENV)/bin/python' tools/show_run.py work_dirs/demo
 
 test: env

@@ -1,4 +1,4 @@
-# Tiny GFL with our losses and unbalanced transport, read hard: what `make demo` trains.
+# Tiny GFL with our losses and unbalanced transport, read hard.
 _base_ = ['./gfl_tiny_atss.py', '../_base_/assigners/dense_sinkhorn.py']
 
 model = dict(

@@ -1,4 +1,5 @@
-# Tiny GFL trained on the whole plan of unbalanced transport with prediction-aware costs.
+# Tiny GFL trained on the whole plan of unbalanced transport with prediction-aware costs: what `make
+# demo` trains.
 _base_ = ['./gfl_tiny_sinkhorn.py', '../_base_/assigners/dense_soft.py']
 
 model = dict(
