@@ -73,15 +73,19 @@ def test_plans_of_the_papers_figure_are_reproduced(name, dtype, tol, bound):
     assert (5 * result.plan[0] - torch.tensor(expected, dtype=dtype)).abs().max() < bound
 
 
-@pytest.mark.parametrize('absorb_above', [None, 0.0])
+# Scaling alone, absorbing at every look; Newton's method from the first look on; and as by default.
+WAYS = [dict(check_every=1, newton_after=None, absorb_above=0.0), dict(check_every=1, newton_after=1), {}]
+
+
+@pytest.mark.parametrize('way', WAYS, ids=['absorbing', 'newton', 'default'])
 @pytest.mark.parametrize('seed', range(12))
-def test_balanced_plan_agrees_with_pot(seed, absorb_above):
+def test_balanced_plan_agrees_with_pot(seed, way):
     rng = np.random.default_rng(seed)
     num_rows = int(rng.integers(2, 120))
     num_gts = int(rng.integers(0, min(num_rows, 30)))
     reg = 10 ** rng.uniform(-1.5, 0)
     cost, rows, columns = random_problem(rng, num_rows, num_gts)
-    result = sinkhorn(cost, rows, columns, reg, tol=1e-11, num_iter=5000, check_every=1, absorb_above=absorb_above)
+    result = sinkhorn(cost, rows, columns, reg, tol=1e-11, num_iter=5000, **way)
     expected = pot.sinkhorn(
         rows[0].numpy(),
         columns[0].numpy(),
@@ -96,18 +100,16 @@ def test_balanced_plan_agrees_with_pot(seed, absorb_above):
     assert num_rows * np.abs(result.plan[0].numpy() - expected).max() < 1e-6
 
 
-@pytest.mark.parametrize('absorb_above', [None, 0.0])
+@pytest.mark.parametrize('way', WAYS, ids=['absorbing', 'newton', 'default'])
 @pytest.mark.parametrize('seed', range(12))
-def test_unbalanced_plan_agrees_with_pot(seed, absorb_above):
+def test_unbalanced_plan_agrees_with_pot(seed, way):
     rng = np.random.default_rng(100 + seed)
     num_rows = int(rng.integers(2, 120))
     num_gts = int(rng.integers(0, min(num_rows, 30)))
     reg = 10 ** rng.uniform(-1.5, 0)
     reg_a, reg_b = 10 ** rng.uniform(-3, 1.5, 2)
     cost, rows, columns = random_problem(rng, num_rows, num_gts)
-    result = sinkhorn(
-        cost, rows, columns, reg, reg_a, reg_b, tol=1e-11, num_iter=5000, check_every=1, absorb_above=absorb_above
-    )
+    result = sinkhorn(cost, rows, columns, reg, reg_a, reg_b, tol=1e-11, num_iter=5000, **way)
     expected = pot.unbalanced.sinkhorn_unbalanced(
         rows[0].numpy(),
         columns[0].numpy(),
@@ -120,6 +122,26 @@ def test_unbalanced_plan_agrees_with_pot(seed, absorb_above):
     )
     assert result.converged.all()
     assert num_rows * np.abs(result.plan[0].numpy() - expected).max() < 1e-6
+
+
+@pytest.mark.parametrize('reg_a, reg_b', [(None, None), (None, 10.0), (2.0, 10.0)])
+@pytest.mark.parametrize('dtype, tol', [(torch.float64, 1e-9), (torch.float32, 1e-3)])
+def test_columns_that_nearly_all_rows_avoid_are_filled(dtype, tol, reg_a, reg_b):
+    """Fewer cheap rows than a column needs: thousands of iterations for Sinkhorn, some dozens with Newton's method."""
+    rng = np.random.default_rng(0)
+    cost = torch.from_numpy(rng.random((2, 300, 6))).to(dtype) - 0.5
+    cost[:, 4:, :5] += 20.0  # nine rows' worth of mass, four cheap rows each
+    cost[:, :, -1] = 0.0
+    rows = torch.full((2, 300), 1 / 300, dtype=dtype)
+    columns = torch.tensor([9.0] * 5 + [300 - 45], dtype=dtype).expand(2, -1) / 300
+    result = sinkhorn(cost, rows, columns, 0.03, reg_a, reg_b, tol=tol, num_iter=200)
+    assert result.converged.all() and result.num_iter.max() < 150
+    slow = sinkhorn(cost, rows, columns, 0.03, reg_a, reg_b, tol=tol, num_iter=200, newton_after=None)
+    assert not slow.converged.all()
+    if reg_a is None:
+        assert (result.plan.sum(2) - rows).abs().max() < 2 * tol / 300
+    if reg_b is None:
+        assert (result.plan.sum(1) - columns).abs().max() < 2 * tol
 
 
 @pytest.mark.parametrize('reg_a, reg_b', [(None, None), (None, 0.5), (10.0, 0.01), (0.0, 1.0), (1.0, 0.0)])

@@ -1,5 +1,4 @@
-# Tiny GFL trained on the whole plan of unbalanced transport with prediction-aware costs: what `make
-# demo` trains.
+# Tiny GFL trained on the whole plan of unbalanced transport, with prediction-aware costs: what `make demo` trains.
 _base_ = ['./gfl_tiny_sinkhorn.py', '../_base_/assigners/dense_soft.py']
 
 model = dict(
