@@ -10,7 +10,7 @@ from mmengine.hub import get_config
 from mmengine.registry import init_default_scope
 from mmengine.structures import InstanceData
 
-from uotod_mmdet.losses.pairs import classification_losses, expand
+from uotod_mmdet.losses.pairs import classification_losses, expand, pair_losses
 
 NUM_CLASSES = 5
 CONFIGS = {
@@ -416,3 +416,26 @@ def test_a_box_without_area_is_matched_to_nothing_and_logged(head, monkeypatch):
         losses = model.loss_by_feat(scores, boxes.sigmoid(), gts, metas)
     assert all(torch.isfinite(torch.as_tensor(value)).all() for value in losses.values())
     assert messages and all('1 ground truth box(es) of thin.jpg without area' in message for message in messages)
+
+
+@pytest.mark.parametrize('dtype', [torch.float64, torch.float32])
+def test_giou_of_pairs_is_mmdets(dtype):
+    generator = torch.Generator().manual_seed(0)
+    corner = torch.rand(400, 2, generator=generator, dtype=torch.float64) * 5
+    boxes = torch.cat([corner, corner + torch.rand(400, 2, generator=generator, dtype=torch.float64) * 4], 1).to(dtype)
+    pred, target = boxes[:200].clone(), boxes[200:].clone()
+    pred[:5] = target[:5]  # equal
+    pred[5:10, 0] = target[5:10, 0]  # one side in common
+    pred[10:15] = pred[10:15, [2, 3, 0, 1]]  # upside down
+    pred[15:20, 2] = pred[15:20, 0]  # without area
+    pred[20:25, 0], pred[20:25, 2] = target[20:25, 2], target[20:25, 2] + 1  # touching
+    loss = MODELS.build(dict(type='GIoULoss', loss_weight=2.0))
+    leaf = pred.requires_grad_()
+    stock = loss(leaf, target, reduction_override='none')
+    ours = pair_losses(loss, leaf, target, torch.ones(200, dtype=dtype))
+    exact = dict(rtol=1e-9, atol=1e-9) if dtype == torch.float64 else dict(rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(ours, stock, **exact)
+    weights = torch.rand(200, dtype=dtype)
+    expected, found = (torch.autograd.grad((values * weights).sum(), leaf)[0] for values in (stock, ours))
+    different = ((expected - found).abs() > exact['atol'] + exact['rtol'] * expected.abs()).any(1).nonzero()[:, 0]
+    assert different.tolist() == []

@@ -57,7 +57,7 @@ class BalancedSinkhornAssigner(TransportAssigner):
         reg_dimless: float = 0.12,
         normalize_cost: bool = True,
         num_iter: int = 200,
-        tol: float = 1e-3,
+        tol: float = 1e-2,
         gt_mass: Union[float, str] = 1.0,
         topq: int = 20,
         solver: str = 'native',

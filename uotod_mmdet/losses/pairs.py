@@ -10,11 +10,12 @@ from typing import NamedTuple, Optional
 
 import numpy as np
 import torch
-from mmdet.models.losses import CrossEntropyLoss, FocalLoss, QualityFocalLoss, VarifocalLoss
+from mmdet.models.losses import CrossEntropyLoss, FocalLoss, GIoULoss, QualityFocalLoss, VarifocalLoss
 from torch import Tensor, nn
 
 from .checks import checked
 from .focal_sum import focal_sum, in_blocks, softplus
+from .giou_pairs import giou_losses
 from .quality_focal_loss import QualityFocalLoss as OurQualityFocalLoss
 from .quality_focal_loss import quality_focal_rows
 from .varifocal_loss import VarifocalLoss as OurVarifocalLoss
@@ -252,6 +253,8 @@ def pair_losses(loss: nn.Module, pred: Tensor, target: Tensor, weight: Tensor) -
     """
     if not len(pred):  # some losses of mmdet give a scalar then
         return (pred + target).sum(1) * 0
+    if type(loss) is GIoULoss and not target.requires_grad:
+        return loss.loss_weight * weight * giou_losses(pred, target, loss.eps)
     return _by_row(loss(pred, target, weight[:, None].expand_as(pred), reduction_override='none'))
 
 
