@@ -112,13 +112,16 @@ def sinkhorn(
     # behind when they are half, as selecting copies.
     members, running = everything, everything
     part, state = problem, None  # of the members
+    plan, error = torch.empty_like(cost), torch.full_like(reg, math.inf)
     iteration = 0
 
     while iteration < num_iter and len(running):
         if newton_after is not None and iteration >= newton_after and columns <= NEWTON_COLUMNS:
             members = members[running]
             part = problem.select(members)
-            f[members], g[members], done[members] = part.newton_steps(f[members], g[members], iteration, num_iter, tol)
+            new_f, new_g, done[members] = part.newton_steps(f[members], g[members], iteration, num_iter, tol)
+            plan[members] = part.plan(new_f, new_g)
+            error[members] = part.error(plan[members], new_f, new_g)
             break
         if len(running) < len(members) and (state is None or 2 * len(running) <= len(members)):
             state = None if state is None else state.select(running)
@@ -127,28 +130,34 @@ def sinkhorn(
             state = part.scaling(a[members], b[members], f[members], g[members])
         steps = min(check_every, num_iter - iteration)
         iteration += steps
-        state, error, largest = state.steps(part, steps)
+        state, changes, largest = state.steps(part, steps)
         new_f, new_g = state.potentials()
 
         places = running.tolist()
-        errors, scalings = torch.stack([error, largest])[:, running].tolist()  # the one transfer to the host
+        errors, scalings = torch.stack([changes, largest])[:, running].tolist()  # the one transfer to the host
         bad = [place for place, scaling in zip(places, scalings) if not scaling < limit]  # also where NaN
         if bad:
             index = torch.tensor(bad, device=cost.device)
             sub = part.select(index)
             new_f[index], new_g[index] = sub.log_steps(f[members[index]], g[members[index]], steps)
-            error[index] = sub.error(sub.plan(new_f[index], new_g[index]), new_f[index], new_g[index])
-            errors = error[running].tolist()
+            changes[index] = sub.error(sub.plan(new_f[index], new_g[index]), new_f[index], new_g[index])
+            errors = changes[running].tolist()
         changed = members[running]
         f[changed], g[changed], done[changed] = new_f[running], new_g[running], iteration
+        error[changed] = changes[running]
+        left = [place for place, value in zip(places, errors) if value > tol]
+        if len(left) < len(places) or iteration >= num_iter:
+            leaving = [place for place in places if place not in left or iteration >= num_iter]
+            index = torch.tensor(leaving, device=cost.device)
+            plan[members[index]] = state.plan(index)
+            rescued = [place for place in leaving if place in bad]
+            if rescued:
+                index = torch.tensor(rescued, device=cost.device)
+                plan[members[index]] = part.select(index).plan(new_f[index], new_g[index])
+            running = torch.tensor(left, dtype=torch.long, device=cost.device)
         if bad or max(scalings) >= absorb_above:
             state = None
-        left = [place for place, value in zip(places, errors) if value > tol]
-        if len(left) < len(places):
-            running = torch.tensor(left, dtype=torch.long, device=cost.device)
 
-    plan = problem.plan(f, g)
-    error = problem.error(plan, f, g)  # of what is returned, rounding included
     return SinkhornResult(plan, done, error.to(dtype), error <= tol)
 
 
@@ -323,6 +332,10 @@ class _Scaling(NamedTuple):
 
     def select(self, index: Tensor) -> '_Scaling':
         return _Scaling(*(tensor[index] for tensor in self))
+
+    def plan(self, index: Tensor) -> Tensor:
+        """The plans of some of the problems."""
+        return (self.kernel[index] * self.u[index][:, :, None]).mul_(self.v[index][:, None, :])
 
     def potentials(self) -> tuple[Tensor, Tensor]:
         """What f and g have become, -inf where empty."""
