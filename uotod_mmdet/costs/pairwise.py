@@ -124,10 +124,8 @@ def batch_cost(match_costs: Sequence, batch: Batch) -> Tensor:
         ValueError: If a cost is not finite, naming the image, the cost and how many entries; or if a cost reads what
             the head does not give.
     """
-    total = batch.bboxes.new_zeros(*batch.bboxes.shape[:2], batch.gt_bboxes.size(1))
-    with torch.autocast(total.device.type, enabled=False), torch.no_grad():
-        for match_cost in match_costs:
-            total += _term(match_cost, batch)
+    with torch.autocast(batch.bboxes.device.type, enabled=False), torch.no_grad():
+        total = sum(_term(match_cost, batch) for match_cost in match_costs)
     total = zero_padding(total, batch.gt_mask, batch.pred_mask)
     # A sum is not finite if an entry is not, and takes one pass; that of finite entries overflows rarely.
     if not torch.isfinite(total.sum()) and not torch.isfinite(total).all():

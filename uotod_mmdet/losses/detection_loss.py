@@ -185,11 +185,13 @@ class DetectionLoss(nn.Module):
             losses = self._losses(logits.flatten(0, 1), boxes.flatten(0, 1), batch.gt_labels, batch.gt_bboxes, pairs)
             if weight is not None:
                 check_tensor(NAME, 'weight', weight, logits.shape[:2], 'It holds one number for each prediction.')
-                losses = {name: loss * weight.flatten() for name, loss in losses.items()}
             terms = {}
             for name, loss in losses.items():
+                of_pairs = name != 'loss_cls'
+                if weight is not None:
+                    loss = loss * (weight.flatten()[pairs.rows] if of_pairs else weight.flatten())
                 if reduction == 'none':
-                    loss = loss.view(logits.shape[:2])
+                    loss = (pairs.sum_by_row(loss) if of_pairs else loss).view(logits.shape[:2])
                 elif reduction == 'sum':
                     loss = loss.sum()
                 else:
@@ -202,7 +204,7 @@ class DetectionLoss(nn.Module):
     def _losses(
         self, logits: Tensor, boxes: Tensor, gt_labels: Tensor, gt_boxes: Tensor, pairs: Pairs
     ) -> dict[str, Tensor]:
-        """Each term of each prediction, (B * N,)."""
+        """Classification loss of each prediction, (B * N,), and localisation losses of each pair, (K,)."""
         pair_boxes = boxes.index_select(0, pairs.rows)
         pair_gts = gt_boxes.flatten(0, 1).index_select(0, pairs.gts)
         num_negatives = None
@@ -220,7 +222,7 @@ class DetectionLoss(nn.Module):
             )
         )
         for name, loss in zip(self._box_names(), self.losses_bbox):
-            losses[name] = pairs.sum_by_row(pair_losses(loss, pair_boxes, pair_gts, pairs.weight))
+            losses[name] = pair_losses(loss, pair_boxes, pair_gts, pairs.weight)
         return losses
 
     def _box_names(self) -> list[str]:

@@ -18,8 +18,8 @@ and likewise g. Four things make it fast and safe (Schmitzer, arXiv 1610.06519; 
 1. f and g are split into an absorbed part, inside a stored kernel, and scalings u and v, so that an iteration is two
    products with the kernel. Scalings that grow past what floats hold are absorbed into the kernel.
 2. A problem for which even that leaves the float range does those iterations with logsumexp instead.
-3. Only the kernel and its scalings, where the time goes, are in the precision of the cost. Potentials are float64: a
-   slow iteration would add up their rounding.
+3. Only the kernel and its scalings, where the time goes, are in the precision of the cost. Potentials are float64, and
+   so are the exponents of the kernel where costs are large beside reg.
 4. In unbalanced problems the dual is also maximised over the translation (f + t, g - t) in closed form, without which
    convergence stalls when reg is small beside reg_a and reg_b.
 
@@ -37,6 +37,10 @@ from torch import Tensor
 
 NEWTON_COLUMNS = 128
 """Problems with more columns do without Newton's method, whose steps grow with the square of their number."""
+
+
+EXACT_BELOW = 128.0
+"""Largest cost in units of reg whose rounding in float32 changes the plan by less than 1e-5 of itself."""
 
 
 class SinkhornResult(NamedTuple):
@@ -91,8 +95,12 @@ def sinkhorn(
     dtype = cost.dtype
     reg = torch.as_tensor(reg, dtype=torch.float64, device=cost.device).expand(batch)
     log_a, log_b = a.double().log(), b.double().log()
+    # Where costs are not many times reg, their own precision is enough for the exponents, too.
+    log_kernel = cost / -reg.to(dtype)[:, None, None]
+    if dtype != torch.float64 and not log_kernel.abs().amax() < EXACT_BELOW:
+        log_kernel = cost.double() / -reg[:, None, None]
     problem = _Problem(
-        log_kernel=cost.double().div_(-reg[:, None, None]) if dtype != torch.float64 else cost / -reg[:, None, None],
+        log_kernel=log_kernel,
         log_a=log_a,
         log_b=log_b,
         # reg_a and reg_b in units of reg; inf on a constrained side
@@ -105,7 +113,7 @@ def sinkhorn(
     limit = 30.0 if dtype == torch.float32 else 250.0
     absorb_above = limit / 3 if absorb_above is None else absorb_above
 
-    f, g = problem.start(cost / -reg.to(dtype)[:, None, None])
+    f, g = problem.start()
     done = torch.zeros(batch, dtype=torch.long, device=cost.device)
     everything = torch.arange(batch, device=cost.device)
     # The problems that are iterated on, and the places among them of those that have not converged; the others are left
@@ -164,7 +172,7 @@ def sinkhorn(
 class _Problem(NamedTuple):
     """What does not change during the iteration."""
 
-    log_kernel: Tensor  # (B, N, K) -C/reg
+    log_kernel: Tensor  # (B, N, K) -C/reg, in the precision of the cost or in float64
     log_a: Tensor  # (B, N)
     log_b: Tensor  # (B, K)
     rho_a: Tensor  # (B,) reg_a / reg
@@ -177,17 +185,15 @@ class _Problem(NamedTuple):
 
     def plan(self, f: Tensor, g: Tensor) -> Tensor:
         """The plan of the dual potentials f (B, N) and g (B, K), in the precision of the cost."""
+        f, g = f.to(self.log_kernel.dtype), g.to(self.log_kernel.dtype)
         return (self.log_kernel + f[:, :, None]).add_(g[:, None, :]).to(self.dtype).exp_()
 
-    def start(self, log_kernel: Tensor) -> tuple[Tensor, Tensor]:
-        """Potentials that centre the kernel: the largest entry of each row and column is near 1; -inf where empty.
-
-        They need not be exact: ``log_kernel`` may come in less than float64.
-        """
-        barred = torch.where(self.log_b.isneginf(), -math.inf, 0).to(log_kernel.dtype)
-        f = -(log_kernel + barred[:, None]).amax(2)
+    def start(self) -> tuple[Tensor, Tensor]:
+        """Potentials that centre the kernel: the largest entry of each row and column is near 1; -inf where empty."""
+        barred = torch.where(self.log_b.isneginf(), -math.inf, 0).to(self.log_kernel.dtype)
+        f = -(self.log_kernel + barred[:, None]).amax(2)
         f = f.masked_fill(self.log_a.isneginf() | f.isinf(), -math.inf)
-        g = -(log_kernel + f[:, :, None]).amax(1)
+        g = -(self.log_kernel + f[:, :, None]).amax(1)
         return f.double(), g.masked_fill(self.log_b.isneginf() | g.isinf(), -math.inf).double()
 
     def scaling(self, a: Tensor, b: Tensor, f: Tensor, g: Tensor) -> '_Scaling':
