@@ -1,10 +1,11 @@
 """Distribution Focal Loss: a box side as a distribution over whole distances."""
 
-from typing import Optional, Union
+from typing import Any, Optional, Union
 
 import mmdet.models.losses
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from uotod_mmdet.registry import MODELS
 
@@ -63,12 +64,30 @@ def distribution_focal_loss(
         )
     ]
 
-    log_prob = full_precision(pred).log_softmax(1)
+    logits = full_precision(pred)
     left = target.long().clamp(0, reg_max)
     bins = torch.stack([left, (left + 1).clamp(max=reg_max)], 1)
-    share = target.to(log_prob.dtype) - left
-    loss = -(log_prob.gather(1, bins) * torch.stack([1 - share, share], 1)).sum(1)
+    share = target.to(logits.dtype) - left
+    loss = _CrossEntropy.apply(logits, bins, torch.stack([1 - share, share], 1))
     return reduce_and_check(NAME, loss, pred, weight, reduction, avg_factor, faults)
+
+
+class _CrossEntropy(torch.autograd.Function):
+    """Cross-entropy of each row (N, n) with a target that is not 0 in two bins (N, 2), and its gradient with it."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, bins: Tensor, shares: Tensor) -> Tensor:
+        log_prob = logits.log_softmax(1)
+        losses = -(log_prob.gather(1, bins) * shares).sum(1)
+        if ctx.needs_input_grad[0]:
+            ctx.save_for_backward(log_prob.exp_().scatter_add_(1, bins, -shares))
+        return losses
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple:
+        (gradient,) = ctx.saved_tensors
+        return gradient * grad[:, None], None, None
 
 
 @MODELS.register_module()

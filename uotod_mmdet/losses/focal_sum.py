@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-BLOCK = 1 << 17
+BLOCK = 1 << 18
 """Entries of a block: some copies of it fit into a processor's second-level cache."""
 
 
@@ -30,6 +30,7 @@ def softplus(x: Tensor) -> Tensor:
 def focal_sum(
     logits: Tensor,
     gamma: float,
+    scale: float,
     row_weight: Tensor,
     index: Tensor,
     entry_losses: Callable[[Tensor], Tensor],
@@ -39,6 +40,7 @@ def focal_sum(
     Args:
         logits: (N, C), float32 or float64.
         gamma: Exponent of the modulating factor, >= 0.
+        scale: Factor of all background losses.
         row_weight: Factor of each row's background losses, (N,).
         index: The other entries of the flattened logits, each once, ascending, (K,).
         entry_losses: From the logits of these entries, (K,), their losses, (K,).
@@ -52,12 +54,12 @@ def focal_sum(
         (slope,) = torch.autograd.grad(losses.sum(), entries)
     else:
         losses = entry_losses(entries)
-    return _FocalSum.apply(logits, gamma, row_weight, index, losses.detach(), slope)
+    return _FocalSum.apply(logits, gamma, scale, row_weight, index, losses.detach(), slope)
 
 
 def nonzero_entries(target: Tensor) -> tuple[Tensor, Tensor]:
-    """Entries of the flattened target (N, C) that are above 0, and their values; few, in few rows."""
-    rows = (target.amax(1) > 0).nonzero()[:, 0]
+    """Entries of the flattened target (N, C), none of them negative, that are above 0, and their values."""
+    rows = (target.sum(1) > 0).nonzero()[:, 0]  # a sum is five times faster than a maximum
     values = target[rows]
     row, column = values.nonzero(as_tuple=True)
     return rows[row] * target.size(1) + column, values[row, column]
@@ -79,11 +81,11 @@ def row_factor(
         rows: Any tensor with N rows, of the dtype and device wanted.
         terms: What 'mean' divides by without ``avg_factor``.
     """
-    factor = rows.new_ones(len(rows)) if weight is None else rows.new_ones(len(rows)) * weight
+    factor = rows.new_ones(1) if weight is None else rows.new_ones(1) * weight
     if reduction == 'mean':
         divisor = max(terms, 1) if avg_factor is None else avg_factor + torch.finfo(torch.float32).eps
         factor = factor / divisor
-    return factor
+    return factor.expand(len(rows))
 
 
 class _FocalSum(torch.autograd.Function):
@@ -92,30 +94,33 @@ class _FocalSum(torch.autograd.Function):
         ctx: Any,
         logits: Tensor,
         gamma: float,
+        scale: float,
         row_weight: Tensor,
         index: Tensor,
         entry_losses: Tensor,
-        slope: Optional[Tensor],
+        entry_slopes: Optional[Tensor],
     ) -> Tensor:
         rows, columns = logits.shape
         losses = logits.new_empty(rows)
-        gradient = torch.empty_like(logits, memory_format=torch.contiguous_format) if slope is not None else None
+        gradient = torch.empty_like(logits, memory_format=torch.contiguous_format) if entry_slopes is not None else None
         block = max(BLOCK // columns, 1)
         starts = range(0, rows, block)
         ends = torch.arange(len(starts) + 1, device=index.device) * (block * columns)
         bounds = torch.searchsorted(index, ends).tolist()
         for number, start in enumerate(starts):
             part = slice(start, start + block)
-            x, weight = logits[part].contiguous(), row_weight[part, None]
+            x = logits[part].contiguous()
+            weight = scale * (row_weight[part, None] if row_weight.stride(0) else row_weight[:1])
             prob, loss = x.sigmoid(), softplus(x)
             factor = (prob * prob if gamma == 2 else prob.pow(gamma)).mul_(weight)
             if gradient is not None:  # d/dx p^gamma s = p^gamma (p + gamma s (1 - p))
-                torch.sub(1, prob, out=gradient[part]).mul_(loss).mul_(gamma).add_(prob).mul_(factor)
+                slope = torch.sub(1, prob, out=gradient[part]).mul_(loss)
+                torch.add(prob, slope, alpha=gamma, out=slope).mul_(factor)
             others = slice(bounds[number], bounds[number + 1])
             loss.mul_(factor).view(-1)[index[others] - start * columns] = entry_losses[others]
             torch.sum(loss, 1, out=losses[part])
         if gradient is not None:
-            gradient.view(-1)[index] = slope
+            gradient.view(-1)[index] = entry_slopes
             ctx.save_for_backward(gradient)
         return losses
 
@@ -128,4 +133,4 @@ class _FocalSum(torch.autograd.Function):
             gradient = gradient if factor == 1 else gradient * factor
         else:
             gradient = gradient * grad[:, None]
-        return gradient, None, None, None, None, None
+        return gradient, None, None, None, None, None, None

@@ -183,7 +183,7 @@ def _focal_losses(
             prob = x.sigmoid()
             return alpha * weight * (1 - prob).pow(gamma) * softplus(-x) + rest * prob.pow(gamma) * softplus(x)
 
-        losses = focal_sum(scores, gamma, (1 - alpha) * mass, index, entry_losses)
+        losses = focal_sum(scores, gamma, 1 - alpha, mass, index, entry_losses)
     else:
         target = weight.new_zeros(len(index)).index_add(0, entry, (pairs.weight * quality()).to(weight.dtype))
         target = (target / mass[rows]).clamp(max=1).to(scores.dtype)

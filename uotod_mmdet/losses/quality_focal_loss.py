@@ -111,7 +111,7 @@ def quality_focal_rows(logits: Tensor, index: Tensor, quality: Tensor, row_weigh
             distance = distance.abs()
         return weight * distance.pow(beta) * (softplus(x) - x * quality)
 
-    return focal_sum(logits, beta, row_weight, index, entry_losses)
+    return focal_sum(logits, beta, 1.0, row_weight, index, entry_losses)
 
 
 def _label_and_score(pred: Tensor, target: Sequence[Tensor], faults: list[Fault]) -> tuple[Tensor, Tensor]:

@@ -110,7 +110,7 @@ def varifocal_rows(
     def entry_losses(x: Tensor) -> Tensor:
         return weight * focal * (softplus(x) - x * quality)
 
-    return focal_sum(logits, gamma, alpha * row_weight, index, entry_losses)
+    return focal_sum(logits, gamma, alpha, row_weight, index, entry_losses)
 
 
 @MODELS.register_module()
