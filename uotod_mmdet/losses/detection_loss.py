@@ -149,8 +149,7 @@ class DetectionLoss(nn.Module):
             ValueError: If shapes do not fit, a label is no foreground class, boxes are not (x1, y1, x2, y2), or
                 predictions are not finite.
         """
-        terms = self.loss_terms(input, target, anchors, weight, avg_factor, reduction_override, img_metas)
-        return sum(value for name, value in terms.items() if 'loss' in name)
+        return sum(self._terms(input, target, anchors, weight, avg_factor, reduction_override, img_metas)[0].values())
 
     def loss_terms(
         self,
@@ -170,6 +169,20 @@ class DetectionLoss(nn.Module):
             ``loss_cls``; ``loss_bbox``, or one such as ``loss_bbox_l1`` for each of several losses; and
             :func:`~uotod_mmdet.losses.pairs.plan_statistics`, whose names do not contain 'loss'.
         """
+        terms, pairs, gt_mask = self._terms(input, target, anchors, weight, avg_factor, reduction_override, img_metas)
+        return {**terms, **plan_statistics(pairs, gt_mask, getattr(self.assigner, 'num_iter_done', None))}
+
+    def _terms(
+        self,
+        input: Mapping[str, Tensor],
+        target: Union[Mapping[str, Tensor], Sequence[InstanceData]],
+        anchors: Optional[Tensor],
+        weight: Optional[Tensor],
+        avg_factor: Optional[Union[float, Tensor]],
+        reduction_override: Optional[str],
+        img_metas: Optional[Sequence[dict]],
+    ) -> tuple[dict[str, Tensor], Pairs, Tensor]:
+        """The parts of the loss by name, the plan, and which ground truths are real (B, M)."""
         reduction = self.reduction if reduction_override is None else reduction_override
         check_reduction(NAME, reduction, avg_factor)
         logits, boxes = self._predictions(input)
@@ -198,8 +211,7 @@ class DetectionLoss(nn.Module):
                     divisor = self._divisor(name, batch.gt_labels, pairs, logits) if avg_factor is None else avg_factor
                     loss = loss.sum() / divisor
                 terms[name] = self.loss_weight * loss
-            terms.update(plan_statistics(pairs, batch.gt_mask, getattr(self.assigner, 'num_iter_done', None)))
-        return terms
+        return terms, pairs, batch.gt_mask
 
     def _losses(
         self, logits: Tensor, boxes: Tensor, gt_labels: Tensor, gt_boxes: Tensor, pairs: Pairs
