@@ -328,7 +328,7 @@ def detection_case(batch: int, preds: int, gts: int, classes: int, device: str) 
         type='DetectionLoss',
         loss_cls=dict(type='CrossEntropyLoss'),
         loss_bbox=[dict(type='L1Loss'), dict(type='GIoULoss')],
-        assigner=dict(type='BalancedSinkhornAssigner', match_costs=costs),
+        assigner=dict(type='UnbalancedSinkhornAssigner', match_costs=costs),
     )
     input = {name: value.to(device).requires_grad_() for name, value in input.items()}
     return MODELS.build(config), input, {name: value.to(device) for name, value in target.items()}

@@ -10,7 +10,15 @@ from typing import NamedTuple, Optional
 
 import numpy as np
 import torch
-from mmdet.models.losses import CrossEntropyLoss, FocalLoss, GIoULoss, QualityFocalLoss, VarifocalLoss
+from mmdet.models.losses import (
+    CrossEntropyLoss,
+    FocalLoss,
+    GIoULoss,
+    L1Loss,
+    QualityFocalLoss,
+    SmoothL1Loss,
+    VarifocalLoss,
+)
 from torch import Tensor, nn
 
 from .checks import checked
@@ -255,6 +263,8 @@ def pair_losses(loss: nn.Module, pred: Tensor, target: Tensor, weight: Tensor) -
         return (pred + target).sum(1) * 0
     if type(loss) is GIoULoss and not target.requires_grad:
         return loss.loss_weight * weight * giou_losses(pred, target, loss.eps)
+    if type(loss) in (L1Loss, SmoothL1Loss):  # one weight for the four coordinates
+        return weight * _by_row(loss(pred, target, reduction_override='none'))
     return _by_row(loss(pred, target, weight[:, None].expand_as(pred), reduction_override='none'))
 
 
