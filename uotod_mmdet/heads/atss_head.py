@@ -38,19 +38,9 @@ class ATSSHead(DenseHead, mmdet.models.dense_heads.ATSSHead):
     ) -> dict[str, Tensor]:
         """Losses of all levels together, and the plan's statistics; arguments as in mmdet."""
         with torch.autocast(cls_scores[0].device.type, enabled=False):
-            scores = self.flatten(cls_scores, self.cls_out_channels)
             deltas = self.flatten(bbox_preds, 4)
-
-            def decode(priors: Tensor) -> Tensor:
-                return self.bbox_coder.decode(priors.repeat(len(deltas), 1), deltas.flatten(0, 1)).view_as(deltas)
-
             matched = self.match(
-                [level.shape[-2:] for level in cls_scores],
-                scores,
-                decode,
-                batch_gt_instances,
-                batch_img_metas,
-                batch_gt_instances_ignore,
+                cls_scores, self.decoder(deltas), batch_gt_instances, batch_img_metas, batch_gt_instances_ignore
             )
             pairs = matched.pairs
             pred = self.bbox_coder.decode(matched.priors, deltas.flatten(0, 1).index_select(0, pairs.rows))
@@ -59,7 +49,7 @@ class ATSSHead(DenseHead, mmdet.models.dense_heads.ATSSHead):
 
             loss_cls = classification_losses(
                 self.loss_cls,
-                scores.flatten(0, 1),
+                matched.scores,
                 matched.gt_labels,
                 self.num_classes,
                 self.label_weights(pairs),

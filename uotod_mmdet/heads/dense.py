@@ -6,6 +6,7 @@ from typing import Any, NamedTuple, Optional
 import torch
 from mmdet.models.task_modules.prior_generators import anchor_inside_flags
 from mmdet.models.task_modules.samplers import PseudoSampler
+from mmdet.structures.bbox import get_box_tensor
 from mmengine.structures import InstanceData
 from torch import Tensor
 
@@ -19,6 +20,7 @@ class Matched(NamedTuple):
     """The plan of a batch and what its pairs refer to."""
 
     pairs: Pairs
+    scores: Tensor  # (B * N, C) of all predictions
     priors: Tensor  # (K, 4) prior of each pair, pixels
     gt_bboxes: Tensor  # (K, 4) its ground truth, pixels
     gt_labels: Tensor  # (K,)
@@ -54,10 +56,18 @@ class DenseHead:
             [full_precision(level).permute(0, 2, 3, 1).reshape(len(level), -1, channels) for level in maps], 1
         )
 
+    def decoder(self, deltas: Tensor) -> Callable[[Tensor], Tensor]:
+        """The ``decode`` of :meth:`match` for heads that predict deltas of anchors, (B, N, 4)."""
+
+        def decode(priors: Tensor) -> Tensor:
+            boxes = self.bbox_coder.decode(priors.repeat(len(deltas), 1), deltas.flatten(0, 1))
+            return get_box_tensor(boxes).view_as(deltas)
+
+        return decode
+
     def match(
         self,
-        featmap_sizes: Sequence[tuple[int, int]],
-        scores: Tensor,
+        cls_scores: Sequence[Tensor],
         decode: Callable[[Tensor], Tensor],
         batch_gt_instances: Sequence[InstanceData],
         batch_img_metas: Sequence[dict],
@@ -66,15 +76,16 @@ class DenseHead:
         """Match all images.
 
         Args:
-            featmap_sizes: Height and width of each level.
-            scores: (B, N, C).
+            cls_scores: Scores of each level, (B, A * C, H, W).
             decode: Gives the predicted boxes (B, N, 4), pixels, of the priors (N, 4); called without gradient, and only
                 if the assigner reads predicted boxes.
             batch_gt_instances: Ground truths of each image.
             batch_img_metas: Meta information of each image.
             batch_gt_instances_ignore: Ignored boxes of each image.
         """
-        anchor_list, flag_list = self.get_anchors(featmap_sizes, batch_img_metas, device=scores.device)
+        scores = self.flatten(cls_scores, self.cls_out_channels)
+        sizes = [level.shape[-2:] for level in cls_scores]
+        anchor_list, flag_list = self.get_anchors(sizes, batch_img_metas, device=scores.device)
         num_level_priors = [len(anchors) for anchors in anchor_list[0]]
         priors = torch.cat(anchor_list[0]).to(scores.dtype)
         inside = torch.stack(
@@ -103,6 +114,7 @@ class DenseHead:
         pairs = expand(match_batch(self.assigner, batch, num_level_priors), self.min_weight)
         return Matched(
             pairs=pairs,
+            scores=scores.flatten(0, 1),
             priors=priors[pairs.rows % len(priors)],
             gt_bboxes=batch.gt_bboxes.flatten(0, 1)[pairs.gts],
             gt_labels=batch.gt_labels.flatten()[pairs.gts],

@@ -38,11 +38,10 @@ class GFLHead(DenseHead, mmdet.models.dense_heads.GFLHead):
     ) -> dict[str, Tensor]:
         """Losses of all levels together, and the plan's statistics; arguments as in mmdet."""
         with torch.autocast(cls_scores[0].device.type, enabled=False):
-            scores = self.flatten(cls_scores, self.cls_out_channels)
             corners = self.flatten(bbox_preds, 4 * (self.reg_max + 1))
             strides = torch.cat(
                 [
-                    scores.new_full((level.shape[-2] * level.shape[-1], 1), stride[0])
+                    corners.new_full((level.shape[-2] * level.shape[-1], 1), stride[0])
                     for level, stride in zip(cls_scores, self.prior_generator.strides)
                 ]
             )
@@ -51,16 +50,9 @@ class GFLHead(DenseHead, mmdet.models.dense_heads.GFLHead):
                 distances = self.integral(corners).view(*corners.shape[:2], 4) * strides
                 return self.bbox_coder.decode(self.anchor_center(priors).expand(len(corners), -1, -1), distances)
 
-            matched = self.match(
-                [level.shape[-2:] for level in cls_scores],
-                scores,
-                decode,
-                batch_gt_instances,
-                batch_img_metas,
-                batch_gt_instances_ignore,
-            )
+            matched = self.match(cls_scores, decode, batch_gt_instances, batch_img_metas, batch_gt_instances_ignore)
             pairs = matched.pairs
-            scores, pair_corners = scores.flatten(0, 1), corners.flatten(0, 1).index_select(0, pairs.rows)
+            pair_corners = corners.flatten(0, 1).index_select(0, pairs.rows)
             # mmdet computes box losses in units of the stride.
             stride = strides[pairs.rows % len(strides)]
             centers = self.anchor_center(matched.priors) / stride
@@ -70,13 +62,13 @@ class GFLHead(DenseHead, mmdet.models.dense_heads.GFLHead):
 
             loss_cls = classification_losses(
                 self.loss_cls,
-                scores,
+                matched.scores,
                 matched.gt_labels,
                 self.num_classes,
                 self.label_weights(pairs),
                 lambda: bbox_overlaps(pred.detach(), target, is_aligned=True),
             )
-            weight = scores.detach()[pairs.rows].amax(1).sigmoid() * pairs.weight
+            weight = matched.scores.detach()[pairs.rows].amax(1).sigmoid() * pairs.weight
             loss_bbox = pair_losses(self.loss_bbox, pred, target, weight)
             loss_dfl = self.loss_dfl(
                 pair_corners.view(-1, self.reg_max + 1),

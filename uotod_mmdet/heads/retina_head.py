@@ -33,20 +33,9 @@ class RetinaHead(DenseHead, mmdet.models.dense_heads.RetinaHead):
     ) -> dict[str, Tensor]:
         """Losses of all levels together, and the plan's statistics; arguments as in mmdet."""
         with torch.autocast(cls_scores[0].device.type, enabled=False):
-            scores = self.flatten(cls_scores, self.cls_out_channels)
             deltas = self.flatten(bbox_preds, self.bbox_coder.encode_size)
-
-            def decode(priors: Tensor) -> Tensor:
-                boxes = self.bbox_coder.decode(priors.repeat(len(deltas), 1), deltas.flatten(0, 1))
-                return get_box_tensor(boxes).view_as(deltas)
-
             matched = self.match(
-                [level.shape[-2:] for level in cls_scores],
-                scores,
-                decode,
-                batch_gt_instances,
-                batch_img_metas,
-                batch_gt_instances_ignore,
+                cls_scores, self.decoder(deltas), batch_gt_instances, batch_img_metas, batch_gt_instances_ignore
             )
             pairs = matched.pairs
             pred, target = deltas.flatten(0, 1).index_select(0, pairs.rows), matched.gt_bboxes
@@ -57,7 +46,7 @@ class RetinaHead(DenseHead, mmdet.models.dense_heads.RetinaHead):
                 target = self.bbox_coder.encode(matched.priors, target)
             loss_cls = classification_losses(
                 self.loss_cls,
-                scores.flatten(0, 1),
+                matched.scores,
                 matched.gt_labels,
                 self.num_classes,
                 self.label_weights(pairs),

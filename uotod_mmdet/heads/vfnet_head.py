@@ -49,14 +49,12 @@ class VFNetHead(DenseHead, mmdet.models.dense_heads.VFNetHead):
     ) -> dict[str, Tensor]:
         """Losses of all levels together, and the plan's statistics; arguments as in mmdet."""
         with torch.autocast(cls_scores[0].device.type, enabled=False):
-            scores = self.flatten(cls_scores, self.cls_out_channels)
             distances, refined = self.flatten(bbox_preds, 4), self.flatten(bbox_preds_refine, 4)
             sizes = [level.shape[-2:] for level in cls_scores]
-            points = torch.cat(self.fcos_prior_generator.grid_priors(sizes, scores.dtype, scores.device))
+            points = torch.cat(self.fcos_prior_generator.grid_priors(sizes, refined.dtype, refined.device))
 
             matched = self.match(
-                sizes,
-                scores,
+                cls_scores,
                 lambda priors: self.bbox_coder.decode(points.expand(len(refined), -1, -1), refined),
                 batch_gt_instances,
                 batch_img_metas,
@@ -83,7 +81,7 @@ class VFNetHead(DenseHead, mmdet.models.dense_heads.VFNetHead):
                 num_pos = reduce_mean(num_pos)
             loss_cls = classification_losses(
                 self.loss_cls,
-                scores.flatten(0, 1),
+                matched.scores,
                 matched.gt_labels,
                 self.num_classes,
                 label_pairs,
