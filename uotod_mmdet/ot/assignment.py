@@ -22,13 +22,23 @@ def assignment(cost: Tensor, column_mask: Optional[Tensor] = None, row_mask: Opt
     Returns:
         0/1 matching in the dtype and on the device of ``cost``, (B, N, M).
     """
-    matching = torch.zeros(cost.shape, dtype=cost.dtype)
     host_cost = cost.detach().cpu()
     host_cost = (host_cost.float() if cost.dtype in (torch.float16, torch.bfloat16) else host_cost).numpy()
     row_mask, column_mask = (None if mask is None else mask.cpu().numpy() for mask in (row_mask, column_mask))
+    whole = row_mask is None or bool(row_mask.all())
+    matching = np.zeros(host_cost.shape, dtype=np.float32)
     for index, problem in enumerate(host_cost):
-        real_rows = np.arange(len(problem)) if row_mask is None else row_mask[index].nonzero()[0]
-        real_columns = np.arange(problem.shape[1]) if column_mask is None else column_mask[index].nonzero()[0]
-        rows, columns = linear_sum_assignment(problem[np.ix_(real_rows, real_columns)])
-        matching[index, real_rows[rows], real_columns[columns]] = 1
-    return matching.to(cost.device)
+        if column_mask is None:
+            columns = slice(None)
+        else:
+            columns = column_mask[index].nonzero()[0]
+            if len(columns) and columns[-1] == len(columns) - 1:
+                columns = slice(len(columns))  # padding comes last, as a rule: a view in place of a copy
+        if whole:
+            rows, chosen = linear_sum_assignment(problem[:, columns])
+        else:
+            real = row_mask[index].nonzero()[0]
+            rows, chosen = linear_sum_assignment(problem[real][:, columns])
+            rows = real[rows]
+        matching[index, rows, chosen if isinstance(columns, slice) else columns[chosen]] = 1
+    return torch.from_numpy(matching).to(cost)
