@@ -70,8 +70,8 @@ class TransportAssigner(BaseAssigner):
     def _plan(self, cost: Tensor, gt_mask: Tensor, gt_mass: Optional[Tensor], pred_mask: Tensor) -> Tensor:
         """Plan (B, N, M + 1) of a finite cost (B, N, M + 1), float32 or float64, whose last column is the background.
 
-        B, N >= 1. Padded columns and rows hold cost 0 and must get no mass, as must the last column without
-        ``background``; ``pred_mask`` (B, N) is False on padded rows.
+        B, N >= 1; the cost is the strategy's to change. Padded columns and rows hold cost 0 and must get no mass, as
+        must the last column without ``background``; ``pred_mask`` (B, N) is False on padded rows.
         """
 
     def _cost(self, batch: Batch) -> Tensor:

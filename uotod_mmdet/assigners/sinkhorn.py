@@ -87,15 +87,15 @@ class BalancedSinkhornAssigner(TransportAssigner):
     def _plan(self, cost: Tensor, gt_mask: Tensor, gt_mass: Optional[Tensor], pred_mask: Tensor) -> Tensor:
         num_preds = pred_mask.sum(1).to(cost.dtype)
         if self.normalize_cost:
-            largest = cost.abs().amax((1, 2), keepdim=True)
-            cost = cost / torch.where(largest > 0, largest, 1)
+            largest = torch.maximum(cost.amax((1, 2), keepdim=True), -cost.amin((1, 2), keepdim=True))
+            cost = cost.div_(torch.where(largest > 0, largest, 1))
         reg = self.reg_dimless / ((2 * num_preds.clamp(min=1)).log() + 1) if self.reg is None else self.reg
         rows, columns = self._marginals(gt_mask, gt_mass, pred_mask.to(cost.dtype))
         options = dict(num_iter=self.num_iter, tol=self.tol)
         solve = solve_with_pot if self.solver == 'pot' else partial(sinkhorn, newton_after=self.newton_after)
         result = solve(cost, rows, columns, reg, self.reg_pred, self.reg_target, **options)
         self.num_iter_done = result.num_iter
-        return num_preds[:, None, None] * result.plan
+        return result.plan.mul_(num_preds[:, None, None])
 
     def _marginals(self, gt_mask: Tensor, gt_mass: Optional[Tensor], real_preds: Tensor) -> tuple[Tensor, Tensor]:
         """Mass of predictions (B, N) and of ground truths and background (B, M + 1); each side sums to 1."""

@@ -156,8 +156,11 @@ def sinkhorn(
         left = [place for place, value in zip(places, errors) if value > tol]
         if len(left) < len(places) or iteration >= num_iter:
             leaving = [place for place in places if place not in left or iteration >= num_iter]
-            index = torch.tensor(leaving, device=cost.device)
-            plan[members[index]] = state.plan(index)
+            if len(leaving) == batch:
+                plan = state.plan()
+            else:
+                index = torch.tensor(leaving, device=cost.device)
+                plan[members[index]] = state.select(index).plan()
             rescued = [place for place in leaving if place in bad]
             if rescued:
                 index = torch.tensor(rescued, device=cost.device)
@@ -339,9 +342,9 @@ class _Scaling(NamedTuple):
     def select(self, index: Tensor) -> '_Scaling':
         return _Scaling(*(tensor[index] for tensor in self))
 
-    def plan(self, index: Tensor) -> Tensor:
-        """The plans of some of the problems."""
-        return (self.kernel[index] * self.u[index][:, :, None]).mul_(self.v[index][:, None, :])
+    def plan(self) -> Tensor:
+        """The kernel, scaled."""
+        return (self.kernel * self.u[:, :, None]).mul_(self.v[:, None, :])
 
     def potentials(self) -> tuple[Tensor, Tensor]:
         """What f and g have become, -inf where empty."""
