@@ -326,7 +326,7 @@ def test_nan_in_predictions_is_named(head):
         model.loss_by_feat(*arguments, gts, metas)
 
 
-SYNCHRONISED = ('GFLHead', 'ATSSHead', 'VFNetHead', 'DETRHead', 'ConditionalDETRHead')
+SYNCHRONISED = (*DENSE, 'DETRHead', 'ConditionalDETRHead', 'DABDETRHead')
 
 
 def _one_process(rank: int, port: int, folder: str) -> None:
@@ -368,7 +368,6 @@ def two_processes(tmp_path_factory):
 
 @pytest.mark.parametrize('head', SYNCHRONISED)
 def test_two_processes_have_the_losses_and_gradients_of_the_joint_batch(head, two_processes):
-    """RetinaHead and SSDHead are not here: mmdet divides them by each process's own number of positives."""
     losses, gradients = _losses_and_gradients(head, [0, 1, 2])
     first, second = (shares[head] for shares in two_processes)
     for name, value in losses.items():  # DistributedDataParallel averages over the processes

@@ -5,6 +5,7 @@ from typing import Optional
 import mmdet.models.dense_heads
 import torch
 from mmdet.structures.bbox import bbox_overlaps, get_box_tensor
+from mmdet.utils import reduce_mean
 from mmengine.structures import InstanceData
 from torch import Tensor
 
@@ -17,6 +18,8 @@ from .dense import DenseHead
 @MODELS.register_module()
 class RetinaHead(DenseHead, mmdet.models.dense_heads.RetinaHead):
     """mmdet's RetinaHead, trained on the whole plan. With a plan of zeros and ones every loss is mmdet's.
+
+    In distributed training mmdet divides by each process's own count of positives, ours by their mean, as GFLHead does.
 
     Args:
         min_weight: Pairs of prediction and ground truth lighter than this are dropped; 0 keeps all.
@@ -53,8 +56,9 @@ class RetinaHead(DenseHead, mmdet.models.dense_heads.RetinaHead):
                 lambda: bbox_overlaps(boxes.detach(), matched.gt_bboxes, is_aligned=True),
             )
             loss_bbox = pair_losses(self.loss_bbox, pred, target, pairs.weight)
+            num_pos = reduce_mean(matched.num_pos)
             return dict(
-                loss_cls=loss_cls.sum() / matched.num_pos,
-                loss_bbox=loss_bbox.sum() / matched.num_pos,
+                loss_cls=loss_cls.sum() / num_pos,
+                loss_bbox=loss_bbox.sum() / num_pos,
                 **matched.statistics,
             )

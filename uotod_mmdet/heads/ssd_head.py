@@ -5,6 +5,7 @@ from typing import Any, Optional
 import mmdet.models.dense_heads
 import torch
 from mmdet.models.losses import CrossEntropyLoss, SmoothL1Loss
+from mmdet.utils import reduce_mean
 from mmengine.structures import InstanceData
 from torch import Tensor
 
@@ -20,7 +21,8 @@ class SSDHead(DenseHead, mmdet.models.dense_heads.SSDHead):
 
     In each image the predictions of the largest background loss, weighted by the plan, keep it:
     ``train_cfg.neg_pos_ratio`` of them for one prediction's worth of matched mass. With a plan of zeros and ones
-    every loss is mmdet's. Unlike mmdet 3.3's own, this head can be evaluated.
+    every loss is mmdet's. Unlike mmdet 3.3's own, this head can be evaluated, and in distributed training
+    it divides by the mean of the processes' positives, as GFLHead does.
 
     Args:
         min_weight: Pairs of prediction and ground truth lighter than this are dropped; 0 keeps all.
@@ -63,8 +65,9 @@ class SSDHead(DenseHead, mmdet.models.dense_heads.SSDHead):
             else:
                 target = self.bbox_coder.encode(matched.priors, target)
             loss_bbox = pair_losses(self.loss_bbox, pred, target, pairs.weight)
+            num_pos = reduce_mean(matched.num_pos)
             return dict(
-                loss_cls=loss_cls.sum() / matched.num_pos,
-                loss_bbox=loss_bbox.sum() / matched.num_pos,
+                loss_cls=loss_cls.sum() / num_pos,
+                loss_bbox=loss_bbox.sum() / num_pos,
                 **matched.statistics,
             )
