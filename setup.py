@@ -1,13 +1,33 @@
 """Packaging of uotod_mmdet."""
 
+import platform
 import re
+import sys
 from pathlib import Path
 
-from setuptools import find_packages, setup
+from setuptools import Extension, find_packages, setup
 
 ROOT = Path(__file__).resolve().parent
 README = ROOT / 'README.md'
 VERSION = re.search(r"__version__ = '([^']+)'", (ROOT / 'uotod_mmdet' / 'version.py').read_text(encoding='utf-8'))[1]
+
+# Compiled where there is a compiler; without it everything works, more slowly. Not a Python module: loaded by ctypes.
+NATIVE = Extension(
+    'uotod_mmdet._native',
+    sources=[f'uotod_mmdet/csrc/{name}.cpp' for name in ('assignment', 'costs', 'sinkhorn')],
+    depends=['uotod_mmdet/csrc/vector.h'],
+    extra_compile_args=[
+        '-std=c++17',
+        '-O3',
+        '-fno-math-errno',
+        '-fno-trapping-math',
+        '-Wno-psabi',
+        *(['-mavx2', '-mfma'] if platform.machine() in ('x86_64', 'AMD64') else []),
+        *(['-fopenmp'] if sys.platform == 'linux' else []),
+    ],
+    extra_link_args=['-fopenmp'] if sys.platform == 'linux' else [],
+    optional=True,
+)
 
 setup(
     name='uotod_mmdet',
@@ -23,7 +43,8 @@ setup(
         'Typing :: Typed',
     ],
     packages=find_packages(include=['uotod_mmdet', 'uotod_mmdet.*']),
-    package_data={'uotod_mmdet': ['py.typed']},
+    package_data={'uotod_mmdet': ['py.typed', 'csrc/*']},
+    ext_modules=[NATIVE],
     python_requires='>=3.9',
     # torch, mmengine, mmcv and mmdet are needed but not listed here. The maintained forks onedl-mmengine, onedl-mmcv
     # and onedl-mmdetection bring the same modules under other distribution names, so pip would install the originals

@@ -246,11 +246,11 @@ def test_statistics_of_the_plan_are_those_of_its_definition():
     model = soft('GFLHead')
     losses = soft_losses(model)
     plans = []
-    match = model.assigner.match
-    model.assigner.match = lambda *args: plans.append(match(*args)) or plans[-1]
+    plan_of = model.assigner.plan
+    model.assigner.plan = lambda batch: plans.append(plan_of(batch)) or plans[-1]
     gts, _, metas = ground_truths(0, with_ignored=False)
     losses = model.loss_by_feat(*dense_outputs(model, 0), gts, metas)
-    (plan,) = plans
+    ((_, plan),) = plans
     torch.testing.assert_close(losses['matched_mass'], plan[:, :, :-1].sum() / len(SIZES), rtol=1e-3, atol=0)
     real = torch.tensor([[True] * 6, [False] * 6, [True] * 3 + [False] * 3])
     unmatched = (plan[:, :, :-1].sum(1) < 0.5)[real]

@@ -70,13 +70,13 @@ class TransportAssigner(BaseAssigner):
     def _plan(self, cost: Tensor, gt_mask: Tensor, gt_mass: Optional[Tensor], pred_mask: Tensor) -> Tensor:
         """Plan (B, N, M + 1) of a finite cost (B, N, M + 1), float32 or float64, whose last column is the background.
 
-        B, N >= 1; the cost is the strategy's to change. Padded columns and rows hold cost 0 and must get no mass, as
+        B, N >= 1. Padded columns and rows hold cost 0 and must get no mass, as
         must the last column without ``background``; ``pred_mask`` (B, N) is False on padded rows.
         """
 
-    def _cost(self, batch: Batch) -> Tensor:
-        """Cost of each pair, 0 on padding, (B, N, M)."""
-        return batch_cost(self.match_costs, batch)
+    def _cost(self, batch: Batch, out: Tensor) -> Tensor:
+        """Cost of each pair, 0 on padding, (B, N, M), in ``out``."""
+        return batch_cost(self.match_costs, batch, out)
 
     def _gt_mass(self, batch: Batch) -> Optional[Tensor]:
         """Predictions' worth of mass of each ground truth (B, M), for strategies in which it depends on the image."""
@@ -121,8 +121,11 @@ class TransportAssigner(BaseAssigner):
                 f'{image} of the batch: check the predictions for NaN and the costs for fp16 overflow'
             )
         solved = torch.cat([solved, solved.new_full((batch, num_preds, 1), self.background_cost)], dim=2)
-        plan = self._plan(solved, gt_mask, gt_mass, pred_mask) if solved.numel() else solved
-        return plan.to(cost.dtype)
+        return self._plan_of(solved, gt_mask, gt_mass, pred_mask).to(cost.dtype)
+
+    def _plan_of(self, cost: Tensor, gt_mask: Tensor, gt_mass: Optional[Tensor], pred_mask: Tensor) -> Tensor:
+        """See :meth:`_plan`; B and N may be 0."""
+        return self._plan(cost, gt_mask, gt_mass, pred_mask) if cost.numel() else cost
 
     @torch.no_grad()
     def plan(self, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -144,8 +147,12 @@ class TransportAssigner(BaseAssigner):
                 degenerate = ~mask[: len(gts)]
                 if degenerate.any():
                     self._log_degenerate(boxes[: len(gts)][degenerate], meta)
-        cost = self._cost(batch)
-        plan = self.match(cost, batch.gt_mask, self._gt_mass(batch), batch.pred_mask)
+        num_images, num_preds, num_gts = *batch.bboxes.shape[:2], batch.gt_bboxes.size(1)
+        with_background = batch.bboxes.new_empty(num_images, num_preds, num_gts + 1)
+        with_background[:, :, -1] = self.background_cost
+        cost = self._cost(batch, with_background[:, :, :-1])
+        pred_mask = _mask('pred_mask', batch.pred_mask, cost, (num_images, num_preds))
+        plan = self._plan_of(with_background, batch.gt_mask, self._gt_mass(batch), pred_mask)
         for index, ignored in enumerate(batch.gt_instances_ignore):
             if self.ignore_iof_thr >= 0 and ignored is not None and len(ignored):
                 iof = bbox_overlaps(batch.bboxes[index], as_tensor(ignored.bboxes).to(batch.bboxes), mode='iof')

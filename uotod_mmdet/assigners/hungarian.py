@@ -23,6 +23,7 @@ class HungarianAssigner(TransportAssigner):
     """
 
     def _plan(self, cost: Tensor, gt_mask: Tensor, gt_mass: Optional[Tensor], pred_mask: Tensor) -> Tensor:
-        matching = assignment(cost[:, :, :-1], gt_mask, pred_mask)
-        background = pred_mask[:, :, None].to(matching.dtype) - matching.sum(2, keepdim=True)
-        return torch.cat([matching, background if self.background else torch.zeros_like(background)], dim=2)
+        columns = assignment(cost[:, :, :-1], gt_mask, pred_mask)
+        index = torch.where(columns < 0, cost.size(2) - 1, columns)[:, :, None]
+        weight = pred_mask if self.background else columns >= 0
+        return torch.zeros_like(cost).scatter_(2, index, weight[:, :, None].to(cost.dtype))

@@ -69,7 +69,7 @@ class OTAAssigner(BalancedSinkhornAssigner):
             **kwargs,
         )
 
-    def _cost(self, batch: Batch) -> Tensor:
+    def _cost(self, batch: Batch, out: Tensor) -> Tensor:
         overlap, center, classification = self.match_costs
         terms = [overlap]
         if batch.priors is not None:
@@ -78,4 +78,4 @@ class OTAAssigner(BalancedSinkhornAssigner):
             terms.append(classification)
             if bool(((batch.scores >= 0) & (batch.scores <= 1)).all()):
                 batch = batch._replace(scores=batch.scores.logit(eps=1e-6))
-        return batch_cost(terms, batch)
+        return batch_cost(terms, batch, out)

@@ -88,7 +88,7 @@ class BalancedSinkhornAssigner(TransportAssigner):
         num_preds = pred_mask.sum(1).to(cost.dtype)
         if self.normalize_cost:
             largest = torch.maximum(cost.amax((1, 2), keepdim=True), -cost.amin((1, 2), keepdim=True))
-            cost = cost.div_(torch.where(largest > 0, largest, 1))
+            cost = cost / torch.where(largest > 0, largest, 1)
         reg = self.reg_dimless / ((2 * num_preds.clamp(min=1)).log() + 1) if self.reg is None else self.reg
         rows, columns = self._marginals(gt_mask, gt_mass, pred_mask.to(cost.dtype))
         options = dict(num_iter=self.num_iter, tol=self.tol)

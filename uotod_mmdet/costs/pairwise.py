@@ -1,5 +1,6 @@
 """The costs of a whole batch of images from mmdet's match costs."""
 
+import ctypes
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Optional, Union
 
@@ -9,6 +10,8 @@ from mmdet.structures.bbox import bbox_overlaps, bbox_xyxy_to_cxcywh
 from mmengine.structures import InstanceData
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
+
+from uotod_mmdet import native
 
 from .log_iou_cost import LogIoUCost
 from .overlaps import pairwise_overlaps
@@ -81,7 +84,7 @@ def make_batch(
         else:
             stacked = None
         if stacked is not None:
-            fields[name] = stacked.detach().to(torch.promote_types(stacked.dtype, torch.float32))
+            fields[name] = stacked.detach().to(torch.promote_types(stacked.dtype, torch.float32)).contiguous()
     if 'priors' in fields and (box_source == 'priors' or (box_source == 'auto' and 'bboxes' not in fields)):
         fields['bboxes'] = prior_boxes(fields['priors'])
     if 'bboxes' not in fields or (box_source == 'priors' and 'priors' not in fields):
@@ -107,7 +110,7 @@ def make_batch(
     )
 
 
-def batch_cost(match_costs: Sequence, batch: Batch) -> Tensor:
+def batch_cost(match_costs: Sequence, batch: Batch, out: Optional[Tensor] = None) -> Tensor:
     """Sum of the match costs.
 
     mmdet's ClassificationCost, FocalLossCost, BBoxL1Cost and IoUCost and our LogIoUCost, PriorCenterCost and
@@ -116,6 +119,7 @@ def batch_cost(match_costs: Sequence, batch: Batch) -> Tensor:
     Args:
         match_costs: mmdet match costs, or any callables of their signature.
         batch: What :func:`make_batch` returns.
+        out: Where to put the costs, (B, N, M), in the dtype of the boxes; it may be a part of a larger tensor.
 
     Returns:
         Costs in the dtype of the boxes, 0 on padding and on predictions that take no part, (B, N, M).
@@ -125,12 +129,69 @@ def batch_cost(match_costs: Sequence, batch: Batch) -> Tensor:
             the head does not give.
     """
     with torch.autocast(batch.bboxes.device.type, enabled=False), torch.no_grad():
-        total = sum(_term(match_cost, batch) for match_cost in match_costs)
-    total = zero_padding(total, batch.gt_mask, batch.pred_mask)
-    # A sum is not finite if an entry is not, and takes one pass; that of finite entries overflows rarely.
-    if not torch.isfinite(total.sum()) and not torch.isfinite(total).all():
-        _raise_not_finite(match_costs, batch, total)
-    return total
+        if out is None:
+            out = batch.bboxes.new_empty(*batch.bboxes.shape[:2], batch.gt_bboxes.size(1))
+        if native.fits(batch.bboxes, batch.gt_bboxes):
+            bad = _sum_natively(match_costs, batch, out)
+        else:
+            total = zero_padding(sum(_term(cost, batch) for cost in match_costs), batch.gt_mask, batch.pred_mask)
+            out.copy_(total)
+            # A sum is not finite if an entry is not, and takes one pass; that of finite entries overflows rarely.
+            bad = not torch.isfinite(total.sum())
+    if bad and not torch.isfinite(out).all():
+        _raise_not_finite(match_costs, batch, out)
+    return out
+
+
+class _Term(ctypes.Structure):
+    """struct Term of csrc/costs.cpp."""
+
+    _fields_ = [
+        ('kind', ctypes.c_int64),
+        ('of_preds', ctypes.c_void_p),
+        ('of_gts', ctypes.c_void_p),
+        ('sizes', ctypes.c_void_p),
+        ('classes', ctypes.c_int64),
+        ('centred', ctypes.c_int64),
+        *((name, ctypes.c_double) for name in ('weight', 'eps', 'alpha', 'gamma')),
+    ]
+
+
+_KINDS = dict(given=0, iou=1, giou=2, log_iou=3, l1=4, softmax=5, focal=6)
+
+
+def _sum_natively(match_costs: Sequence, batch: Batch, out: Tensor) -> bool:
+    """Sum the costs to ``out`` by csrc/costs.cpp; returns whether an entry is not finite."""
+    terms, held = [], []
+
+    def add(kind: str, weight: float, **values: Union[Tensor, float]) -> None:
+        held.append(values)  # whose memory is read below
+        values = {name: value.data_ptr() if isinstance(value, Tensor) else value for name, value in values.items()}
+        terms.append(_Term(kind=_KINDS[kind], weight=weight, **values))
+
+    boxes = dict(of_preds=batch.bboxes, of_gts=batch.gt_bboxes)
+    scores = batch.scores if batch.scores is not None and native.fits(batch.scores, batch.gt_labels) else None
+    if scores is not None:
+        classes = dict(of_preds=scores, of_gts=batch.gt_labels, classes=scores.size(2))
+    for match_cost in match_costs:
+        kind, weight = type(match_cost), getattr(match_cost, 'weight', 1.0)
+        if kind is IoUCost and match_cost.iou_mode in ('iou', 'giou'):
+            add(match_cost.iou_mode, -weight, **boxes)
+        elif kind is LogIoUCost:
+            add('log_iou', -weight, eps=match_cost.eps, **boxes)
+        elif kind is BBoxL1Cost:
+            add('l1', weight, sizes=_image_sizes(batch), centred=match_cost.box_format == 'xywh', **boxes)
+        elif kind is ClassificationCost and scores is not None:
+            add('softmax', -weight, **classes)
+        elif kind is FocalLossCost and not match_cost.binary_input and scores is not None:
+            options = {name: getattr(match_cost, name) for name in ('eps', 'alpha', 'gamma')}
+            add('focal', weight, **options, **classes)
+        else:
+            add('given', 1.0, of_preds=_term(match_cost, batch).to(out.dtype).contiguous())
+    masks = batch.gt_mask.contiguous(), 0 if batch.pred_mask is None else batch.pred_mask.contiguous()
+    size = *batch.bboxes.shape[:2], batch.gt_bboxes.size(1)
+    array = (_Term * len(terms))(*terms)
+    return bool(native.call('uotod_costs', ctypes.addressof(array), len(terms), *masks, *size, out, out.stride(1)))
 
 
 def zero_padding(cost: Tensor, gt_mask: Tensor, pred_mask: Optional[Tensor]) -> Tensor:
@@ -194,13 +255,18 @@ def _of_gt_class(values: Tensor, batch: Batch) -> Tensor:
 
 
 def _box_l1(match_cost: BBoxL1Cost, batch: Batch) -> Tensor:
-    if not all('img_shape' in meta for meta in batch.img_metas):
-        raise ValueError('BBoxL1Cost needs img_meta with img_shape, which this head does not give the assigner.')
-    sizes = batch.bboxes.new_tensor([[w, h, w, h] for h, w in (meta['img_shape'][:2] for meta in batch.img_metas)])
+    sizes = _image_sizes(batch)[:, None]
     boxes, gt_bboxes = batch.bboxes, batch.gt_bboxes
     if match_cost.box_format == 'xywh':
         boxes, gt_bboxes = bbox_xyxy_to_cxcywh(boxes), bbox_xyxy_to_cxcywh(gt_bboxes)
-    return match_cost.weight * torch.cdist(boxes / sizes[:, None], gt_bboxes / sizes[:, None], p=1)
+    return match_cost.weight * torch.cdist(boxes / sizes, gt_bboxes / sizes, p=1)
+
+
+def _image_sizes(batch: Batch) -> Tensor:
+    """Width, height, width, height of each image, (B, 4)."""
+    if not all('img_shape' in meta for meta in batch.img_metas):
+        raise ValueError('BBoxL1Cost needs img_meta with img_shape, which this head does not give the assigner.')
+    return batch.bboxes.new_tensor([[w, h, w, h] for h, w in (meta['img_shape'][:2] for meta in batch.img_metas)])
 
 
 def _iou(match_cost: IoUCost, batch: Batch) -> Tensor:

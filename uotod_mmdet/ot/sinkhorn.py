@@ -35,6 +35,8 @@ from typing import NamedTuple, Optional, Union
 import torch
 from torch import Tensor
 
+from uotod_mmdet import native
+
 NEWTON_COLUMNS = 128
 """Problems with more columns do without Newton's method, whose steps grow with the square of their number."""
 
@@ -94,6 +96,15 @@ def sinkhorn(
 
     dtype = cost.dtype
     reg = torch.as_tensor(reg, dtype=torch.float64, device=cost.device).expand(batch)
+    # reg_a and reg_b in units of reg; inf on a constrained side
+    rho_a, rho_b = (torch.full_like(reg, math.inf if weight is None else weight) / reg for weight in (reg_a, reg_b))
+    # A lost entry of the kernel (underflow) and scalings at their limit together stay below float rounding.
+    limit = 30.0 if dtype == torch.float32 else 250.0
+    absorb_above = limit / 3 if absorb_above is None else float(absorb_above)
+    if dtype == torch.float32 and native.fits(cost):
+        options = num_iter, check_every, -1 if newton_after is None else newton_after, float(tol), absorb_above
+        return _solve_natively(cost, a, b, reg, rho_a, rho_b, options)
+
     log_a, log_b = a.double().log(), b.double().log()
     # Where costs are not many times reg, their own precision is enough for the exponents, too.
     log_kernel = cost / -reg.to(dtype)[:, None, None]
@@ -103,15 +114,11 @@ def sinkhorn(
         log_kernel=log_kernel,
         log_a=log_a,
         log_b=log_b,
-        # reg_a and reg_b in units of reg; inf on a constrained side
-        rho_a=torch.full_like(reg, math.inf if reg_a is None else reg_a) / reg,
-        rho_b=torch.full_like(reg, math.inf if reg_b is None else reg_b) / reg,
+        rho_a=rho_a,
+        rho_b=rho_b,
         unbalanced=not all(weight is None or math.isinf(weight) for weight in (reg_a, reg_b)),
         dtype=dtype,
     )
-    # A lost entry of the kernel (underflow) and scalings at their limit together stay below float rounding.
-    limit = 30.0 if dtype == torch.float32 else 250.0
-    absorb_above = limit / 3 if absorb_above is None else absorb_above
 
     f, g = problem.start()
     done = torch.zeros(batch, dtype=torch.long, device=cost.device)
@@ -170,6 +177,17 @@ def sinkhorn(
             state = None
 
     return SinkhornResult(plan, done, error.to(dtype), error <= tol)
+
+
+def _solve_natively(
+    cost: Tensor, a: Tensor, b: Tensor, reg: Tensor, rho_a: Tensor, rho_b: Tensor, options: tuple
+) -> SinkhornResult:
+    """The same by csrc/sinkhorn.cpp."""
+    masses = [mass.to(cost.dtype).contiguous() for mass in (a, b)]
+    weights = [weight.contiguous() for weight in (reg, rho_a, rho_b)]
+    plan, num_iter, error = torch.empty_like(cost), torch.empty_like(reg, dtype=torch.long), torch.empty_like(reg)
+    native.call('uotod_sinkhorn', cost, *masses, *weights, *cost.shape, *options, plan, num_iter, error)
+    return SinkhornResult(plan, num_iter, error.to(cost.dtype), error <= options[3])
 
 
 class _Problem(NamedTuple):

@@ -1,0 +1,205 @@
+// Match costs of all predictions with all ground truths in float32 on a processor: what uotod_mmdet/costs does in torch,
+// all terms of a prediction at once.
+
+#include <algorithm>
+#include <cmath>
+#include <new>
+#include <vector>
+
+#include "vector.h"
+
+enum Kind : int64_t { GIVEN, IOU, GIOU, LOG_IOU, L1, SOFTMAX, FOCAL };
+
+// One match cost; mirrored in uotod_mmdet/costs/pairwise.py.
+struct Term {
+    int64_t kind;
+    const float *of_preds;  // GIVEN: the term itself, (images, preds, gts); boxes (images, preds, 4); or scores
+    const void *of_gts;     // boxes, float (images, gts, 4); or labels, int64 (images, gts)
+    const float *sizes;     // L1: what coordinates are divided by, (images, 4)
+    int64_t classes;
+    int64_t centred;        // L1: compare (centre, width and height)
+    double weight, eps, alpha, gamma;
+};
+
+namespace {
+
+long padded(long count) { return (count + 7) / 8 * 8; }
+
+// NaN stays NaN, unlike in max8.
+f8 at_least(f8 x, float low) { return x < low ? all(low) : x; }
+
+// A term and its ground truths: four coordinates or one label for each, padded to whole vectors, image by image.
+class Costs {
+   public:
+    Costs(const Term &term, long images, long preds, long gts)
+        : term_(term), preds_(preds), gts_(gts), width_(padded(gts)) {
+        if (term.kind == SOFTMAX || term.kind == FOCAL) {
+            labels_.assign(images * width_, 0);
+            for (long image = 0; image < images; ++image)
+                for (long j = 0; j < gts; ++j)
+                    labels_[image * width_ + j] = (int32_t)((const int64_t *)term.of_gts)[image * gts + j];
+        } else if (term.kind != GIVEN) {
+            boxes_.assign(images * 4 * width_, 0.0f);
+            for (long image = 0; image < images; ++image)
+                for (long j = 0; j < gts; ++j) {
+                    float box[4];
+                    read((const float *)term.of_gts + (image * gts + j) * 4, image, box);
+                    for (long axis = 0; axis < 4; ++axis) boxes_[(image * 4 + axis) * width_ + j] = box[axis];
+                }
+        }
+    }
+
+    // Add the costs of a prediction with the first `count` ground truths to `sum`; `scratch` holds the classes.
+    void add(long row, long count, float *sum, float *scratch) const {
+        if (term_.kind == GIVEN) {
+            const float *from = term_.of_preds + row * gts_;
+            for (long j = 0; j < count; ++j) sum[j] += from[j];
+        } else if (term_.kind == SOFTMAX) {
+            add_softmax(row, count, sum, scratch);
+        } else if (term_.kind == FOCAL) {
+            add_focal(row, count, sum);
+        } else if (term_.kind == L1) {
+            add_l1(row, count, sum);
+        } else {
+            add_overlaps(row, count, sum);
+        }
+    }
+
+   private:
+    Term term_;
+    long preds_, gts_, width_;
+    std::vector<float> boxes_;
+    std::vector<int32_t> labels_;
+
+    // A box in the form that the term compares.
+    void read(const float *from, long image, float (&box)[4]) const {
+        std::copy(from, from + 4, box);
+        if (term_.kind != L1) return;
+        if (term_.centred)
+            for (long axis = 0; axis < 2; ++axis) {
+                box[axis] = (from[axis] + from[axis + 2]) / 2;
+                box[axis + 2] = from[axis + 2] - from[axis];
+            }
+        for (long axis = 0; axis < 4; ++axis) box[axis] /= term_.sizes[image * 4 + axis];
+    }
+
+    void add_overlaps(long row, long count, float *sum) const {
+        const float *gt = boxes_.data() + row / preds_ * 4 * width_, *box = term_.of_preds + row * 4;
+        const float weight = (float)term_.weight, eps = (float)term_.eps, least = 1e-6f;
+        const f8 x1 = all(box[0]), y1 = all(box[1]), x2 = all(box[2]), y2 = all(box[3]);
+        const f8 side_x = x2 - x1, side_y = y2 - y1, zero = {};
+        for (long j = 0; j < count; j += 8) {
+            const f8 a1 = load(gt + j), b1 = load(gt + width_ + j);
+            const f8 a2 = load(gt + 2 * width_ + j), b2 = load(gt + 3 * width_ + j);
+            const f8 gt_x = a2 - a1, gt_y = b2 - b1;
+            // negative where the boxes do not overlap
+            const f8 shared_x = min8(x2, a2) - max8(x1, a1), shared_y = min8(y2, b2) - max8(y1, b1);
+            const f8 overlap = max8(shared_x, zero) * max8(shared_y, zero);
+            const f8 both = at_least(side_x * side_y + gt_x * gt_y - overlap, least);
+            f8 value = overlap / both;
+            if (term_.kind == GIOU) {
+                const f8 hull = at_least(side_x + gt_x - shared_x, 0) * at_least(side_y + gt_y - shared_y, 0);
+                value += both / at_least(hull, least) - 1.0f;
+            } else if (term_.kind == LOG_IOU) {
+                value = log8(at_least(value, eps));
+            }
+            store(sum + j, load(sum + j) + weight * value);
+        }
+    }
+
+    void add_l1(long row, long count, float *sum) const {
+        const float *gt = boxes_.data() + row / preds_ * 4 * width_;
+        float box[4];
+        read(term_.of_preds + row * 4, row / preds_, box);
+        for (long j = 0; j < count; j += 8) {
+            f8 value = {};
+            for (long axis = 0; axis < 4; ++axis) value += abs8(load(gt + axis * width_ + j) - box[axis]);
+            store(sum + j, load(sum + j) + (float)term_.weight * value);
+        }
+    }
+
+    // The probability of the ground truth's class.
+    void add_softmax(long row, long count, float *sum, float *scratch) const {
+        const long classes = term_.classes;
+        const float *scores = term_.of_preds + row * classes;
+        const long whole = classes / 8 * 8;
+        f8 rest = all(-1e30f), total = {};  // the total is NaN where a score is NaN or +inf
+        for (long c = whole; c < classes; ++c) rest[c - whole] = scores[c];
+        f8 most = rest;
+        for (long c = 0; c < whole; c += 8) most = max8(load(scores + c), most);
+        const float largest = largest8(most);
+        for (long c = 0; c < classes; c += 8) {
+            const f8 x = exp8((c < whole ? load(scores + c) : rest) - largest);
+            store(scratch + c, x);
+            total += x;
+        }
+        const float scale = (float)term_.weight / sum8(total);
+        const int32_t *label = labels_.data() + row / preds_ * width_;
+        for (long j = 0; j < count; ++j) sum[j] += scratch[label[j]] * scale;
+    }
+
+    // mmdet's FocalLossCost.
+    void add_focal(long row, long count, float *sum) const {
+        const float *score = term_.of_preds + row * term_.classes;
+        const int32_t *label = labels_.data() + row / preds_ * width_;
+        const float alpha = (float)term_.alpha, gamma = (float)term_.gamma, eps = (float)term_.eps;
+        const auto power = [gamma](f8 x) { return gamma == 2 ? x * x : exp8(gamma * log8(max8(x, all(1e-37f)))); };
+        for (long j = 0; j < count; j += 8) {
+            f8 x;
+            for (long lane = 0; lane < 8; ++lane) x[lane] = score[label[j + lane]];
+            const f8 prob = 1.0f / (1.0f + exp8(-x)), rest = 1.0f - prob;
+            const f8 negative = (1 - alpha) * power(prob) * log8(rest + eps);
+            const f8 positive = alpha * power(rest) * log8(prob + eps);
+            const f8 value = x == x ? negative - positive : x;
+            store(sum + j, load(sum + j) + (float)term_.weight * value);
+        }
+    }
+};
+
+}  // namespace
+
+// Sum the terms to `cost`, whose rows (one for each prediction) hold `gts` numbers and lie `stride` apart; 0 where a
+// mask (gt_mask (images, gts), pred_mask (images, preds) or null) is. Returns 1 where a number is not finite, else 0;
+// -1 where memory ran out.
+extern "C" int uotod_costs(const Term *terms, int64_t count, const uint8_t *gt_mask, const uint8_t *pred_mask,
+                           int64_t images, int64_t preds, int64_t gts, float *cost, int64_t stride,
+                           int threads) try {
+    const long width = padded(gts);
+    std::vector<Costs> costs;
+    long classes = 0;
+    for (int64_t number = 0; number < count; ++number) {
+        costs.emplace_back(terms[number], images, preds, gts);
+        classes = std::max(classes, (long)terms[number].classes);
+    }
+    std::vector<int32_t> real(images * width, 0);
+    std::vector<long> ends(images, 0);  // behind the last ground truth that is none of padding
+    for (long image = 0; image < images; ++image)
+        for (long j = 0; j < gts; ++j)
+            if (gt_mask[image * gts + j]) real[image * width + j] = -1, ends[image] = j + 1;
+    std::vector<float> buffers(threads * (width + padded(classes)));
+    int bad = 0;
+#pragma omp parallel for num_threads(threads) reduction(| : bad) schedule(static)
+    for (int part = 0; part < threads; ++part) {
+        float *sum = buffers.data() + part * (width + padded(classes)), *scratch = sum + width;
+        const int64_t rows = images * preds, first = rows * part / threads, last = rows * (part + 1) / threads;
+        for (int64_t row = first; row < last; ++row) {
+            std::fill(sum, sum + width, 0.0f);
+            if (!pred_mask || pred_mask[row])
+                for (const auto &term : costs) term.add(row, ends[row / preds], sum, scratch);
+            const int32_t *mask = real.data() + row / preds * width;
+            f8 fault = {};
+            for (long j = 0; j < width; j += 8) {
+                i8 on;
+                std::memcpy(&on, mask + j, sizeof on);
+                const f8 x = (f8)((i8)load(sum + j) & on);
+                store(sum + j, x);
+                fault += 0.0f * x;
+            }
+            bad |= !(sum8(fault) == 0);
+            std::memcpy(cost + row * stride, sum, gts * sizeof(float));
+        }
+    }
+    return bad;
+} catch (const std::bad_alloc &) {
+    return -1;
+}

@@ -1,0 +1,614 @@
+// Entropic optimal transport in float32 on a processor: the method of uotod_mmdet/ot/sinkhorn.py, one problem a thread.
+//
+// A problem's kernel is kept in tiles of 32 rows, [tile][column][row of the tile], so that an iteration reads it once,
+// tile by tile out of the cache: sums of these rows, their scalings, and what they add to the sums of the columns.
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <new>
+#include <type_traits>
+#include <vector>
+
+#include "vector.h"
+
+namespace {
+
+constexpr long ROWS = 32;            // of a tile
+constexpr long TILES = 8;            // whose column sums are added in float before they go to double
+constexpr double LIMIT = 30;         // largest logarithm of a scaling that floats hold safely
+constexpr double EXACT_BELOW = 128;  // as in sinkhorn.py
+constexpr long NEWTON_COLUMNS = 128;
+constexpr float TINY = std::numeric_limits<float>::min();
+constexpr float EPS = std::numeric_limits<float>::epsilon();
+constexpr float DEAD = -1e30f;  // exponent of an entry whose row or column is empty
+const double INF = std::numeric_limits<double>::infinity();
+
+struct Options {
+    long num_iter, check_every, newton_after;  // newton_after < 0: never
+    double tol, absorb_above;
+};
+
+// exp(x) - 1
+double expm1_of(double x) {
+    if (std::fabs(x) > 1e-2) return std::expm1(x);
+    return x * (1 + x / 2 * (1 + x / 3 * (1 + x / 4 * (1 + x / 5 * (1 + x / 6)))));
+}
+
+// Rows or columns: the update of their scaling from sums over the scaled kernel is factor * (mass / sum)^power.
+struct Side {
+    long count = 0;  // padded to whole vectors by empty entries
+    std::vector<float> mass, factor, scaling, log_scaling;
+    std::vector<double> log_mass;
+    std::vector<double> absorbed;   // potential inside the kernel, DEAD where empty
+    std::vector<double> potential;  // at the last look, likewise
+    double rho = 0, power = 1;
+
+    void fill(const float *masses, long real, long padded, double new_rho) {
+        count = padded;
+        for (auto *values : {&mass, &factor, &scaling, &log_scaling}) values->assign(padded, 0.0f);
+        for (auto *values : {&log_mass, &absorbed, &potential}) values->assign(padded, DEAD);
+        rho = new_rho;
+        power = std::isinf(rho) ? 1.0 : 1.0 - 1.0 / (rho + 1.0);
+        for (long i = 0; i < real; ++i) {
+            if (!(masses[i] > 0)) continue;
+            mass[i] = masses[i];
+            log_mass[i] = i && masses[i] == masses[i - 1] ? log_mass[i - 1] : std::log((double)masses[i]);
+        }
+    }
+
+    bool live(long i) const { return mass[i] > 0 && potential[i] > 0.5 * DEAD; }
+
+    f8 live8(long i) const {
+        f8 x;
+        for (int lane = 0; lane < 8; ++lane) x[lane] = live(i + lane);
+        return x;
+    }
+
+    // Absorb the potentials: scalings are 1.
+    void restart() {
+        absorbed = potential;
+        for (long i = 0; i < count; i += 8) {
+            const f8 on = live8(i);
+            store(&scaling[i], on);
+            if (power == 1) continue;
+            f8 exponent;
+            for (int lane = 0; lane < 8; ++lane) exponent[lane] = (float)((power - 1.0) * absorbed[i + lane]);
+            store(&factor[i], on > 0.0f ? exp8(exponent) : all(0.0f));
+        }
+    }
+
+    f8 update(long i, f8 sums) const {
+        const f8 ratio = load(&mass[i]) / max8(sums, all(TINY));
+        if (power == 1) return ratio;
+        return load(&factor[i]) * exp8((float)power * log8(max8(ratio, all(TINY))));
+    }
+
+    // Update of the potential from -log of the sum of the kernel without it.
+    double updated(long i, double minus_log_sum) const { return power * (log_mass[i] + minus_log_sum); }
+
+    double ratio(double value) const { return std::isinf(rho) || rho == 0 ? 0.0 : value / rho; }
+
+    // log sum of mass * exp(-potential / rho)
+    double log_penalised(const std::vector<double> &potentials) const {
+        double largest = -INF, sum = 0;
+        for (long i = 0; i < count; ++i)
+            if (live(i)) largest = std::max(largest, log_mass[i] - ratio(potentials[i]));
+        if (std::isinf(largest)) return -INF;
+        for (long i = 0; i < count; i += 8) {
+            f8 exponent;
+            for (int lane = 0; lane < 8; ++lane)
+                exponent[lane] =
+                    live(i + lane) ? (float)(log_mass[i + lane] - ratio(potentials[i + lane]) - largest) : DEAD;
+            sum += sum8(exp8(exponent));
+        }
+        return largest + std::log(sum);
+    }
+
+    // What the side adds to the dual.
+    double reward() const {
+        double sum = 0;
+        if (rho == 0) return 0;
+        for (long i = 0; i < count; ++i)
+            if (live(i))
+                sum += mass[i] * (std::isinf(rho) ? potential[i] : -rho * expm1_of(-potential[i] / rho));
+        return sum;
+    }
+};
+
+// The t that maximises the dual of (f + t, g - t) (Sejourne et al., proposition 2).
+double translation(const Side &a, const std::vector<double> &f, const Side &b, const std::vector<double> &g) {
+    const double total = 1 / (1 / a.rho + 1 / b.rho);
+    if (std::isinf(total) || total == 0) return 0;
+    const double mass_a = a.log_penalised(f), mass_b = b.log_penalised(g);
+    return std::isinf(mass_a) || std::isinf(mass_b) ? 0 : total * (mass_a - mass_b);
+}
+
+// T is the precision of the exponents -C/reg and of the potentials added to them.
+template <class T>
+class Solver {
+   public:
+    double error = INF;
+
+    // Returns the iterations done; `error` is the largest change that the next update would make.
+    long solve(const float *cost, const float *mass_a, const float *mass_b, long num_rows, long num_columns,
+               double reg, double rho_a, double rho_b, const Options &options, float *plan) {
+        load_problem(cost, mass_a, mass_b, num_rows, num_columns, reg, rho_a, rho_b);
+        start();
+        long iteration = 0;
+        bool fresh = false;
+        while (iteration < options.num_iter) {
+            if (options.newton_after >= 0 && iteration >= options.newton_after && columns <= NEWTON_COLUMNS) {
+                iteration = newton(iteration, options);
+                break;
+            }
+            if (!fresh) restart();
+            const long steps = std::min(options.check_every, options.num_iter - iteration);
+            for (long number = 0; number < steps; ++number) iterate();
+            iteration += steps;
+            const double largest = look();
+            fresh = largest < options.absorb_above;
+            if (!(largest < LIMIT)) rescue(steps), fresh = true;
+            if (!(error > options.tol)) break;
+        }
+        write(plan);
+        return iteration;
+    }
+
+   private:
+    using V = typename std::conditional<std::is_same<T, float>::value, f8, d8>::type;
+
+    long rows = 0, columns = 0, tiles = 0;
+    std::vector<T> exponents;     // of the kernel without potentials
+    std::vector<float> kernel;    // with those that are absorbed
+    std::vector<float> lanes;     // for each column, eight partial sums
+    std::vector<V> peaks;         // likewise
+    std::vector<double> column_sums, hessian, gradient, new_f, new_g;
+    Side a, b;
+
+    const T *exponent(long tile) const { return exponents.data() + tile * columns * ROWS; }
+    float *entries(long tile) { return kernel.data() + tile * columns * ROWS; }
+
+    static V vector(const T *from) {
+        V x;
+        std::memcpy(&x, from, sizeof x);
+        return x;
+    }
+    static V converted(const double *from) {
+        d8 x;
+        std::memcpy(&x, from, sizeof x);
+        return __builtin_convertvector(x, V);
+    }
+    static f8 narrow(V x) { return __builtin_convertvector(x, f8); }
+    static V every(T x) { return V{} + x; }
+
+    void load_problem(const float *cost, const float *mass_a, const float *mass_b, long num_rows, long num_columns,
+                      double reg, double rho_a, double rho_b) {
+        rows = num_rows, columns = num_columns, tiles = (rows + ROWS - 1) / ROWS;
+        const size_t size = tiles * ROWS * columns;
+        if (exponents.size() < size) exponents.resize(size), kernel.resize(size);
+        lanes.resize(columns * 8), peaks.resize(columns), column_sums.resize(columns);
+        a.fill(mass_a, rows, tiles * ROWS, rho_a), b.fill(mass_b, columns, (columns + 7) / 8 * 8, rho_b);
+        const T scale = (T)(-1.0 / reg);
+        for (long tile = 0; tile < tiles; ++tile) {
+            T *to = exponents.data() + tile * columns * ROWS;
+            for (long r = 0; r < ROWS; ++r) {
+                const long i = tile * ROWS + r;
+                const float *from = cost + i * columns;
+                if (i < rows && a.mass[i] > 0)
+                    for (long j = 0; j < columns; ++j) to[j * ROWS + r] = b.mass[j] > 0 ? (T)from[j] * scale : (T)DEAD;
+                else
+                    for (long j = 0; j < columns; ++j) to[j * ROWS + r] = (T)DEAD;
+            }
+        }
+        error = INF;
+    }
+
+    // Potentials that centre the kernel: the largest entry of each row and column is near 1.
+    void start() {
+        const T alive = (T)(0.5f * DEAD);
+        std::fill(peaks.begin(), peaks.end(), every((T)DEAD));
+        for (long tile = 0; tile < tiles; ++tile)
+            for (long r = 0; r < ROWS; r += 8) {
+                const T *from = exponent(tile) + r;
+                V peak = every((T)DEAD);
+                for (long j = 0; j < columns; ++j) {
+                    const V x = vector(from + j * ROWS);
+                    peak = x > peak ? x : peak;
+                }
+                for (int lane = 0; lane < 8; ++lane)
+                    a.potential[tile * ROWS + r + lane] = peak[lane] > alive ? -(double)peak[lane] : (double)DEAD;
+                const V f = peak > alive ? -peak : every((T)DEAD);
+                for (long j = 0; j < columns; ++j) {
+                    const V x = vector(from + j * ROWS) + f;
+                    peaks[j] = x > peaks[j] ? x : peaks[j];
+                }
+            }
+        for (long j = 0; j < columns; ++j) {
+            const T peak = largest(peaks[j]);
+            b.potential[j] = peak > alive ? -(double)peak : (double)DEAD;
+        }
+    }
+
+    static T largest(V x) {
+        T most = x[0];
+        for (int lane = 1; lane < 8; ++lane) most = std::max(most, (T)x[lane]);
+        return most;
+    }
+
+    // The kernel at the potentials, scalings 1.
+    void restart() {
+        a.restart(), b.restart();
+        for (long tile = 0; tile < tiles; ++tile)
+            for (long r = 0; r < ROWS; r += 8) {
+                const V f = converted(&a.absorbed[tile * ROWS + r]);
+                for (long j = 0; j < columns; ++j) {
+                    const V x = vector(exponent(tile) + j * ROWS + r) + f + (T)b.absorbed[j];
+                    store(entries(tile) + j * ROWS + r, exp8(narrow(x)));
+                }
+            }
+    }
+
+    // Sums of the rows of a tile, its columns scaled.
+    void row_sums(const float *tile, f8 (&sum)[4]) const {
+        f8 even[4] = {}, odd[4] = {};
+        long j = 0;
+        for (; j + 1 < columns; j += 2)
+            for (int part = 0; part < 4; ++part) {
+                even[part] += load(tile + j * ROWS + part * 8) * b.scaling[j];
+                odd[part] += load(tile + (j + 1) * ROWS + part * 8) * b.scaling[j + 1];
+            }
+        for (int part = 0; part < 4; ++part) {
+            if (j < columns) even[part] += load(tile + j * ROWS + part * 8) * b.scaling[j];
+            sum[part] = even[part] + odd[part];
+        }
+    }
+
+    void clear_columns() {
+        std::fill(column_sums.begin(), column_sums.end(), 0.0);
+        std::fill(lanes.begin(), lanes.end(), 0.0f);
+    }
+
+    // Add a tile, its rows scaled, to the sums of the columns.
+    void add_columns(long tile, const f8 (&u)[4]) {
+        const float *from = entries(tile);
+        for (long j = 0; j < columns; ++j) {
+            const float *column = from + j * ROWS;
+            const f8 low = load(column) * u[0] + load(column + 8) * u[1];
+            const f8 high = load(column + 16) * u[2] + load(column + 24) * u[3];
+            store(&lanes[j * 8], load(&lanes[j * 8]) + (low + high));
+        }
+        if ((tile + 1) % TILES && tile + 1 < tiles) return;
+        for (long j = 0; j < columns; ++j) {
+            column_sums[j] += sum8(load(&lanes[j * 8]));
+            store(&lanes[j * 8], all(0.0f));
+        }
+    }
+
+    f8 column_sums8(long j) const {
+        f8 sum = {};
+        for (long lane = 0; lane < 8 && j + lane < columns; ++lane) sum[lane] = (float)column_sums[j + lane];
+        return sum;
+    }
+
+    void iterate() {
+        clear_columns();
+        for (long tile = 0; tile < tiles; ++tile) {
+            f8 u[4];
+            row_sums(entries(tile), u);
+            for (int part = 0; part < 4; ++part) {
+                u[part] = a.update(tile * ROWS + part * 8, u[part]);
+                store(&a.scaling[tile * ROWS + part * 8], u[part]);
+            }
+            add_columns(tile, u);
+        }
+        for (long j = 0; j < b.count; j += 8) store(&b.scaling[j], b.update(j, column_sums8(j)));
+    }
+
+    // Logarithms of the scalings, 0 where empty, and what they make of the potentials.
+    static void read_scalings(Side &side, std::vector<double> &potentials) {
+        potentials.resize(side.count);
+        for (long i = 0; i < side.count; i += 8) {
+            const f8 logs = log8(max8(load(&side.scaling[i]), all(TINY)));
+            store(&side.log_scaling[i], side.live8(i) > 0.0f ? logs : all(0.0f));
+        }
+        for (long i = 0; i < side.count; ++i) potentials[i] = side.absorbed[i] + side.log_scaling[i];
+    }
+
+    // Remove the translation and find `error`. Returns the largest logarithm of a scaling; where floats hold it, the
+    // potentials are brought up to date.
+    double look() {
+        read_scalings(a, new_f), read_scalings(b, new_g);
+        const double shift = translation(a, new_f, b, new_g);
+        const float along = (float)((a.power - 1) * shift), by = (float)shift;
+        f8 change = {}, scalings = {};
+        for (long tile = 0; tile < tiles; ++tile) {
+            f8 sum[4];
+            row_sums(entries(tile), sum);
+            for (int part = 0; part < 4; ++part) {
+                const long i = tile * ROWS + part * 8;
+                const f8 log_u = load(&a.log_scaling[i]), next = max8(a.update(i, sum[part]), all(TINY));
+                const f8 on = a.live8(i);
+                change = max8(change, on > 0.0f ? abs8(log8(next) - log_u + along) : all(0.0f));
+                scalings = max8(scalings, on > 0.0f ? abs8(log_u + by) : all(0.0f));
+            }
+        }
+        for (long j = 0; j < b.count; j += 8) {
+            const f8 log_v = load(&b.log_scaling[j]);
+            scalings = max8(scalings, b.live8(j) > 0.0f ? abs8(log_v - by) : all(0.0f));
+        }
+        const double most = largest8(scalings);
+        if (!(most < LIMIT)) return most;
+        error = std::max((double)largest8(change), std::fabs((1 - b.power) * shift));
+        if (shift != 0) {
+            const float up = (float)std::exp(shift), down = (float)std::exp(-shift);
+            for (long i = 0; i < a.count; ++i) a.scaling[i] *= up, new_f[i] += shift;
+            for (long j = 0; j < b.count; ++j) b.scaling[j] *= down, new_g[j] -= shift;
+        }
+        a.potential.swap(new_f), b.potential.swap(new_g);
+        return most;
+    }
+
+    // Do the last iterations again, from the potentials of the last look, by logsumexp: slow, and safe for any cost.
+    void rescue(long steps) {
+        for (long number = 0; number < steps; ++number) {
+            std::fill(peaks.begin(), peaks.end(), every((T)DEAD));
+            for (long tile = 0; tile < tiles; ++tile)
+                for (long r = 0; r < ROWS; r += 8) {
+                    const T *from = exponent(tile) + r;
+                    const long i = tile * ROWS + r;
+                    V peak = every((T)DEAD);
+                    f8 sum = {};
+                    for (long j = 0; j < columns; ++j) {
+                        const V x = vector(from + j * ROWS) + (T)b.potential[j];
+                        peak = x > peak ? x : peak;
+                    }
+                    for (long j = 0; j < columns; ++j)
+                        sum += exp8(narrow(vector(from + j * ROWS) + (T)b.potential[j] - peak));
+                    const f8 log_sum = log8(max8(sum, all(TINY)));
+                    for (int lane = 0; lane < 8; ++lane)
+                        if (a.live(i + lane))
+                            a.potential[i + lane] = a.updated(i + lane, -((double)peak[lane] + log_sum[lane]));
+                    const V f = converted(&a.potential[i]);
+                    for (long j = 0; j < columns; ++j) {
+                        const V x = vector(from + j * ROWS) + f;
+                        peaks[j] = x > peaks[j] ? x : peaks[j];
+                    }
+                }
+            clear_columns();
+            for (long j = 0; j < columns; ++j) peaks[j] = every(largest(peaks[j]));
+            for (long tile = 0; tile < tiles; ++tile)
+                for (long r = 0; r < ROWS; r += 8) {
+                    const V f = converted(&a.potential[tile * ROWS + r]);
+                    for (long j = 0; j < columns; ++j) {
+                        const V x = vector(exponent(tile) + j * ROWS + r) + f - peaks[j];
+                        column_sums[j] += sum8(exp8(narrow(x)));
+                    }
+                }
+            for (long j = 0; j < columns; ++j)
+                if (b.live(j)) b.potential[j] = b.updated(j, -((double)peaks[j][0] + std::log(column_sums[j])));
+        }
+        const double shift = translation(a, a.potential, b, b.potential);
+        for (auto &value : a.potential) value += shift;
+        for (auto &value : b.potential) value -= shift;
+        restart();
+        clear_columns();
+        f8 change = {};
+        for (long tile = 0; tile < tiles; ++tile) {
+            f8 sum[4], u[4];
+            row_sums(entries(tile), sum);
+            for (int part = 0; part < 4; ++part) {
+                const long i = tile * ROWS + part * 8;
+                u[part] = load(&a.scaling[i]);
+                const f8 next = log8(max8(a.update(i, sum[part]), all(TINY)));
+                change = max8(change, u[part] > 0.0f ? abs8(next) : all(0.0f));
+            }
+            add_columns(tile, u);
+        }
+        for (long j = 0; j < b.count; j += 8) {
+            const f8 next = log8(max8(b.update(j, column_sums8(j)), all(TINY)));
+            change = max8(change, load(&b.scaling[j]) > 0.0f ? abs8(next) : all(0.0f));
+        }
+        error = largest8(change);
+    }
+
+    // Maximise the semi-dual from the columns' potentials; see _Problem.newton_steps in sinkhorn.py.
+    long newton(long iteration, const Options &options) {
+        double radius = 4, value = semi_dual();
+        std::vector<double> sinkhorn(columns), before(columns);
+        while (true) {
+            error = 0;
+            for (long j = 0; j < columns; ++j) {
+                if (!b.live(j)) continue;
+                sinkhorn[j] = b.updated(j, b.potential[j] - std::log(column_sums[j]));
+                error = std::max(error, std::fabs(sinkhorn[j] - b.potential[j]));
+            }
+            if (iteration >= options.num_iter || !(error > options.tol)) return iteration;
+            ++iteration;
+            newton_step();
+            for (long j = 0; j < columns; ++j)
+                if (b.live(j)) b.potential[j] += std::max(std::min(gradient[j], radius), -radius);
+            const double new_value = semi_dual();
+            const bool good = new_value >= value - 10 * EPS * std::fabs(value);
+            radius = good ? 4 * radius : std::max(radius / 8, 0.1);
+            value = new_value;
+            if (!good) {
+                for (long j = 0; j < columns; ++j)
+                    if (b.live(j)) b.potential[j] = sinkhorn[j];
+                value = semi_dual();
+            }
+        }
+    }
+
+    // The best potentials of the rows for those of the columns, their plan (to `kernel`) and its column sums; returns
+    // the dual's value.
+    double semi_dual() {
+        clear_columns();
+        double mass = 0;
+        for (long i = 0; i < a.count; ++i) a.scaling[i] = a.live(i) ? 1.0f : 0.0f;
+        for (long j = 0; j < b.count; ++j) b.scaling[j] = b.live(j) ? 1.0f : 0.0f;
+        for (long tile = 0; tile < tiles; ++tile) {
+            f8 ones[4];
+            for (int part = 0; part < 4; ++part) {
+                const long r = part * 8, i = tile * ROWS + r;
+                const T *from = exponent(tile) + r;
+                float *to = entries(tile) + r;
+                V peak = every((T)DEAD);
+                for (long j = 0; j < columns; ++j) {
+                    const V x = vector(from + j * ROWS) + (T)b.potential[j];
+                    peak = x > peak ? x : peak;
+                }
+                f8 total = {};
+                for (long j = 0; j < columns; ++j) {
+                    const f8 x = exp8(narrow(vector(from + j * ROWS) + (T)b.potential[j] - peak));
+                    store(to + j * ROWS, x);
+                    total += x;
+                }
+                const f8 log_total = log8(max8(total, all(TINY)));
+                f8 row = {};
+                for (int lane = 0; lane < 8; ++lane) {
+                    if (!a.live(i + lane)) continue;
+                    const double log_sum = (double)peak[lane] + log_total[lane];
+                    a.potential[i + lane] = a.updated(i + lane, -log_sum);
+                    row[lane] = a.power == 1 ? a.mass[i + lane] : (float)std::exp(a.potential[i + lane] + log_sum);
+                }
+                mass += sum8(row);
+                const f8 scale = row / max8(total, all(TINY));
+                for (long j = 0; j < columns; ++j) store(to + j * ROWS, load(to + j * ROWS) * scale);
+                store(&a.log_scaling[i], row);
+                ones[part] = all(1.0f);
+            }
+            add_columns(tile, ones);
+        }
+        // Of a column that all rows avoid, less than floats hold: an upper bound, so that updates fall short.
+        for (auto &sum : column_sums) sum = std::max(sum, (double)TINY);
+        return a.reward() + b.reward() - mass;
+    }
+
+    // Newton's step, to `gradient`.
+    void newton_step() {
+        const long n = columns;
+        hessian.assign(n * n, 0.0), gradient.assign(n, 0.0);
+        const float share = a.power == 1 ? 1.0f : (float)a.power;
+        constexpr long CHUNK = 8;
+        std::vector<float> weighted(CHUNK * ROWS);
+        for (long first = 0; first < tiles; first += CHUNK) {
+            const long last = std::min(first + CHUNK, tiles);
+            for (long j = 0; j < n; ++j) {
+                for (long tile = first; tile < last; ++tile)
+                    for (long r = 0; r < ROWS; r += 8) {
+                        const f8 row = load(&a.log_scaling[tile * ROWS + r]);  // sums of the plan's rows
+                        const f8 weight = row > 0.0f ? share / row : all(0.0f);
+                        store(&weighted[(tile - first) * ROWS + r], load(entries(tile) + j * ROWS + r) * weight);
+                    }
+                for (long k = 0; k <= j; ++k) {
+                    f8 low = {}, high = {};
+                    for (long tile = first; tile < last; ++tile) {
+                        const float *x = &weighted[(tile - first) * ROWS], *y = entries(tile) + k * ROWS;
+                        low += load(x) * load(y) + load(x + 8) * load(y + 8);
+                        high += load(x + 16) * load(y + 16) + load(x + 24) * load(y + 24);
+                    }
+                    hessian[j * n + k] -= sum8(low + high);
+                }
+            }
+        }
+        double total = 0, most = 0;
+        std::vector<double> curvature(n);
+        for (long j = 0; j < n; ++j) {
+            const double wanted = b.live(j) ? std::exp(b.log_mass[j] - b.ratio(b.potential[j])) : 0;
+            curvature[j] = column_sums[j] + (std::isinf(b.rho) ? 0 : wanted / b.rho);
+            gradient[j] = b.live(j) ? wanted - column_sums[j] : 0;
+            total += column_sums[j], most = std::max(most, curvature[j]);
+        }
+        // The dual of a balanced problem does not change along (1, ..., 1): one rank more keeps the step off that.
+        if (std::isinf(a.rho) && std::isinf(b.rho))
+            for (long j = 0; j < n; ++j)
+                for (long k = 0; k <= j; ++k) hessian[j * n + k] += column_sums[j] * (column_sums[k] / total);
+        for (long j = 0; j < n; ++j)
+            hessian[j * n + j] += b.live(j) ? curvature[j] * (1 + EPS) + EPS * 1e-3 * most : 1;
+        std::vector<double> solution = gradient;
+        const bool solved = solve_cholesky(hessian, solution, n);
+        for (long j = 0; j < n; ++j) gradient[j] = solved ? solution[j] : gradient[j] / curvature[j];
+    }
+
+    // Solve with a symmetric positive matrix, given by its lower half; false where it is not positive.
+    static bool solve_cholesky(std::vector<double> &m, std::vector<double> &x, long n) {
+        for (long j = 0; j < n; ++j) {
+            for (long k = 0; k <= j; ++k) {
+                double sum = m[j * n + k];
+                for (long l = 0; l < k; ++l) sum -= m[j * n + l] * m[k * n + l];
+                if (k < j) {
+                    m[j * n + k] = sum / m[k * n + k];
+                } else {
+                    if (!(sum > 0)) return false;
+                    m[j * n + j] = std::sqrt(sum);
+                }
+            }
+            for (long l = 0; l < j; ++l) x[j] -= m[j * n + l] * x[l];
+            x[j] /= m[j * n + j];
+        }
+        for (long j = n - 1; j >= 0; --j) {
+            for (long l = j + 1; l < n; ++l) x[j] -= m[l * n + j] * x[l];
+            x[j] /= m[j * n + j];
+            if (!std::isfinite(x[j])) return false;
+        }
+        return true;
+    }
+
+    // The kernel, scaled.
+    void write(float *plan) {
+        for (long tile = 0; tile < tiles; ++tile)
+            for (long r = 0; r < ROWS && tile * ROWS + r < rows; ++r) {
+                const long i = tile * ROWS + r;
+                const float u = a.scaling[i], *from = entries(tile) + r;
+                for (long j = 0; j < columns; ++j) plan[i * columns + j] = u * from[j * ROWS] * b.scaling[j];
+            }
+    }
+};
+
+bool is_below(const float *values, long count, double bound) {
+    f8 most = {};
+    long i = 0;
+    for (; i + 8 <= count; i += 8) most = max8(most, abs8(load(values + i)));
+    float largest = largest8(most);
+    for (; i < count; ++i) largest = std::max(largest, std::fabs(values[i]));
+    return largest < bound;
+}
+
+}  // namespace
+
+extern "C" int uotod_version() { return 1; }
+
+// Solve `batch` problems of `rows` x `columns`; rho: weight of a side's penalty in units of reg, inf for a constraint.
+// Returns 0, or -1 where memory ran out.
+extern "C" int uotod_sinkhorn(const float *cost, const float *a, const float *b, const double *reg,
+                              const double *rho_a, const double *rho_b, int64_t batch, int64_t rows, int64_t columns,
+                              int64_t num_iter, int64_t check_every, int64_t newton_after, double tol,
+                              double absorb_above, float *plan, int64_t *done, double *error, int threads) {
+    const Options options{(long)num_iter, (long)check_every, (long)newton_after, tol, absorb_above};
+    int failed = 0;
+#pragma omp parallel num_threads(threads) reduction(| : failed)
+    {
+        Solver<float> in_float;
+        Solver<double> in_double;
+#pragma omp for schedule(dynamic)
+        for (int64_t index = 0; index < batch; ++index) {
+            const int64_t size = rows * columns;
+            const float *from = cost + index * size;
+            auto solve = [&](auto &solver) {
+                done[index] = solver.solve(from, a + index * rows, b + index * columns, rows, columns, reg[index],
+                                           rho_a[index], rho_b[index], options, plan + index * size);
+                error[index] = solver.error;
+            };
+            try {
+                if (is_below(from, size, EXACT_BELOW * reg[index]))
+                    solve(in_float);
+                else
+                    solve(in_double);
+            } catch (const std::bad_alloc &) {
+                failed = 1;
+            }
+        }
+    }
+    return -failed;
+}

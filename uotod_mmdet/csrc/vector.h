@@ -1,0 +1,67 @@
+// Vectors of eight numbers in the GNU extension that gcc and clang share, and exp and log of them.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+typedef float f8 __attribute__((vector_size(32)));
+typedef double d8 __attribute__((vector_size(64)));
+typedef int32_t i8 __attribute__((vector_size(32)));
+
+static inline f8 all(float x) { return f8{x, x, x, x, x, x, x, x}; }
+
+static inline f8 load(const float *from) {
+    f8 x;
+    std::memcpy(&x, from, sizeof x);
+    return x;
+}
+
+static inline void store(float *to, f8 x) { std::memcpy(to, &x, sizeof x); }
+
+static inline f8 min8(f8 x, f8 y) { return x < y ? x : y; }
+static inline f8 max8(f8 x, f8 y) { return x > y ? x : y; }
+static inline f8 abs8(f8 x) { return (f8)((i8)x & 0x7fffffff); }
+
+static inline float sum8(f8 x) {
+    return ((x[0] + x[4]) + (x[1] + x[5])) + ((x[2] + x[6]) + (x[3] + x[7]));
+}
+
+static inline float largest8(f8 x) {
+    float largest = x[0];
+    for (int lane = 1; lane < 8; ++lane) largest = x[lane] > largest ? x[lane] : largest;
+    return largest;
+}
+
+// exp to about two units in the last place; 0 below -87.3, what lies above 88 counts as 88, and NaN stays NaN.
+// Coefficients: Cephes.
+static inline f8 exp8(f8 x) {
+    const f8 below = x > 88.0f ? all(88.0f) : x, clipped = below < -87.3f ? all(-87.3f) : below;
+    const f8 rounding = all(12582912.0f);  // 1.5 * 2^23: adding it rounds to a whole number
+    const f8 n = (clipped * 1.44269504088896341f + rounding) - rounding;
+    const f8 r = clipped - n * 0.693359375f + n * 2.12194440e-4f;
+    f8 p = r * 1.9875691500e-4f + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * (r * r) + r + 1.0f;
+    const i8 power = (__builtin_convertvector(n, i8) + 127) << 23;
+    return x < -87.3f ? all(0.0f) : p * (f8)power;
+}
+
+// log of positive normal numbers to about one unit in the last place. Coefficients: Cephes.
+static inline f8 log8(f8 x) {
+    const i8 shifted = (i8)x - 0x3f3504f3;  // sqrt(1/2)
+    const f8 e = __builtin_convertvector(shifted >> 23, f8);
+    const f8 m = (f8)((i8)x - (shifted & (int32_t)0xff800000)) - 1.0f;
+    const f8 square = m * m;
+    f8 p = m * 7.0376836292e-2f - 1.1514610310e-1f;
+    p = p * m + 1.1676998740e-1f;
+    p = p * m - 1.2420140846e-1f;
+    p = p * m + 1.4249322787e-1f;
+    p = p * m - 1.6668057665e-1f;
+    p = p * m + 2.0000714765e-1f;
+    p = p * m - 2.4999993993e-1f;
+    p = p * m + 3.3333331174e-1f;
+    return e * 0.693359375f + (m + (p * m * square - e * 2.12194440e-4f - square * 0.5f));
+}
