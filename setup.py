@@ -14,7 +14,7 @@ VERSION = re.search(r"__version__ = '([^']+)'", (ROOT / 'uotod_mmdet' / 'version
 # Compiled where there is a compiler; without it everything works, more slowly. Not a Python module: loaded by ctypes.
 NATIVE = Extension(
     'uotod_mmdet._native',
-    sources=[f'uotod_mmdet/csrc/{name}.cpp' for name in ('assignment', 'costs', 'sinkhorn')],
+    sources=[f'uotod_mmdet/csrc/{name}.cpp' for name in ('assignment', 'costs', 'losses', 'sinkhorn')],
     depends=['uotod_mmdet/csrc/vector.h'],
     extra_compile_args=[
         '-std=c++17',

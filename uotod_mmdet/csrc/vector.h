@@ -22,14 +22,22 @@ static inline f8 min8(f8 x, f8 y) { return x < y ? x : y; }
 static inline f8 max8(f8 x, f8 y) { return x > y ? x : y; }
 static inline f8 abs8(f8 x) { return (f8)((i8)x & 0x7fffffff); }
 
+#ifdef __clang__
+#define SHUFFLE(x, ...) __builtin_shufflevector(x, x, __VA_ARGS__)
+#else
+#define SHUFFLE(x, ...) __builtin_shuffle(x, i8{__VA_ARGS__})
+#endif
+
 static inline float sum8(f8 x) {
-    return ((x[0] + x[4]) + (x[1] + x[5])) + ((x[2] + x[6]) + (x[3] + x[7]));
+    x += SHUFFLE(x, 4, 5, 6, 7, 0, 1, 2, 3);
+    x += SHUFFLE(x, 2, 3, 0, 1, 6, 7, 4, 5);
+    return x[0] + x[1];
 }
 
 static inline float largest8(f8 x) {
-    float largest = x[0];
-    for (int lane = 1; lane < 8; ++lane) largest = x[lane] > largest ? x[lane] : largest;
-    return largest;
+    x = max8(x, SHUFFLE(x, 4, 5, 6, 7, 0, 1, 2, 3));
+    x = max8(x, SHUFFLE(x, 2, 3, 0, 1, 6, 7, 4, 5));
+    return x[0] > x[1] ? x[0] : x[1];
 }
 
 // exp to about two units in the last place; 0 below -87.3, what lies above 88 counts as 88, and NaN stays NaN.

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from uotod_mmdet import native
 from uotod_mmdet.registry import MODELS
 
 from .checks import (
@@ -65,6 +66,9 @@ def distribution_focal_loss(
     ]
 
     logits = full_precision(pred)
+    if native.fits(logits) and not target.requires_grad:
+        loss = _NativeLosses.apply(logits, target.to(logits.dtype).contiguous())
+        return reduce_and_check(NAME, loss, pred, weight, reduction, avg_factor, faults)
     left = target.long().clamp(0, reg_max)
     bins = torch.stack([left, (left + 1).clamp(max=reg_max)], 1)
     share = target.to(logits.dtype) - left
@@ -88,6 +92,26 @@ class _CrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple:
         (gradient,) = ctx.saved_tensors
         return gradient * grad[:, None], None, None
+
+
+class _NativeLosses(torch.autograd.Function):
+    """The same by csrc/losses.cpp."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, target: Tensor) -> Tensor:
+        losses, log_sums = torch.empty_like(target), torch.empty_like(target)
+        native.call('uotod_distribution_losses', logits, target, *logits.shape, losses, log_sums)
+        ctx.save_for_backward(logits, target, log_sums)
+        return losses
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple:
+        logits, target, log_sums = ctx.saved_tensors
+        gradient = torch.empty_like(logits)
+        to = grad, grad.stride(0), gradient
+        native.call('uotod_distribution_gradient', logits, target, *logits.shape, log_sums, *to)
+        return gradient, None
 
 
 @MODELS.register_module()

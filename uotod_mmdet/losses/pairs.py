@@ -6,7 +6,8 @@ P[i, background]. The cost is that of N + K rows for K pairs, and no tensor is l
 """
 
 from collections.abc import Callable
-from typing import NamedTuple, Optional
+from functools import partial
+from typing import Any, NamedTuple, Optional
 
 import numpy as np
 import torch
@@ -20,6 +21,9 @@ from mmdet.models.losses import (
     VarifocalLoss,
 )
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from uotod_mmdet import native
 
 from .checks import checked
 from .focal_sum import focal_sum, in_blocks, softplus
@@ -80,6 +84,15 @@ def expand(plan: Tensor, min_weight: float = MIN_WEIGHT) -> Pairs:
     """
     check_min_weight(min_weight)
     num_images, num_preds, columns = plan.shape
+    if native.fits(plan) and plan.dtype == torch.float32:
+        parts = torch.empty(torch.get_num_threads(), dtype=torch.long)
+        call = partial(native.call, 'uotod_expand', plan, num_images, num_preds, columns - 1, float(min_weight), parts)
+        call(0, 0, 0, 0, 0)
+        count = int(parts.sum())
+        rows, gts, images = (torch.empty(count, dtype=torch.long) for _ in range(3))
+        weight, background = plan.new_empty(count), plan.new_empty(num_images * num_preds)
+        call(rows, gts, images, weight, background)
+        return Pairs(rows, gts, images, weight, background, num_images)
     kept = plan >= min_weight if min_weight else plan > 0
     kept[:, :, -1] = False
     index = _nonzero(kept.flatten())
@@ -225,6 +238,13 @@ def _softmax_losses(
 ) -> Tensor:
     """:func:`classification_losses` of a softmax cross-entropy."""
     rows, columns = scores.shape
+    background, weights = pairs.background, pairs.weight
+    if num_negatives is None and native.fits(scores, background, labels, weights) and scores.dtype == torch.float32:
+        if loss_cls.class_weight is not None:
+            class_weight = scores.new_tensor(loss_cls.class_weight)
+            background, weights = background * class_weight[background_label], weights * class_weight[labels]
+        masses = background, pairs.rows, labels, weights
+        return loss_cls.loss_weight * _NativeSoftmaxLosses.apply(scores, background_label, *masses)
     entries = torch.arange(rows, device=scores.device) * columns + background_label
     entries = torch.cat([entries, pairs.rows * columns + labels])
     weight = -loss_cls.loss_weight * torch.cat([pairs.background, pairs.weight])
@@ -235,6 +255,39 @@ def _softmax_losses(
     if num_negatives is not None:
         losses = losses * _hardest(losses.detach().view(pairs.num_images, -1), num_negatives).flatten()
     return losses.index_add(0, pairs.rows, matched)
+
+
+class _NativeSoftmaxLosses(torch.autograd.Function):
+    """Softmax cross-entropy of each row (N, C) with the background and its pairs' labels by csrc/losses.cpp."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        scores: Tensor,
+        background_label: int,
+        background: Tensor,
+        rows: Tensor,
+        labels: Tensor,
+        weights: Tensor,
+    ) -> Tensor:
+        ctx.label = background_label
+        losses, log_sums = torch.empty_like(background), torch.empty_like(background)
+        size = *scores.shape, background_label
+        native.call(
+            'uotod_softmax_losses', scores, *size, background, rows, labels, weights, len(rows), losses, log_sums
+        )
+        ctx.save_for_backward(scores, background, rows, labels, weights, log_sums)
+        return losses
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple:
+        scores, background, rows, labels, weights, log_sums = ctx.saved_tensors
+        gradient = torch.empty_like(scores)
+        pairs = rows, labels, weights, len(rows)
+        to = grad, grad.stride(0), gradient
+        native.call('uotod_softmax_gradient', scores, *scores.shape, ctx.label, background, *pairs, log_sums, *to)
+        return gradient, None, None, None, None, None
 
 
 def _sums_over_classes(loss_cls: nn.Module) -> bool:
