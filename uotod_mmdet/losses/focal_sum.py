@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from uotod_mmdet import native
+
 BLOCK = 1 << 18
 """Entries of a block: some copies of it fit into a processor's second-level cache."""
 
@@ -103,6 +105,14 @@ class _FocalSum(torch.autograd.Function):
         rows, columns = logits.shape
         losses = logits.new_empty(rows)
         gradient = torch.empty_like(logits, memory_format=torch.contiguous_format) if entry_slopes is not None else None
+        if native.fits(logits, index, entry_losses):
+            weight = scale * (row_weight if row_weight.stride(0) else row_weight[:1]).to(logits.dtype)
+            entries = index, entry_losses, 0 if entry_slopes is None else entry_slopes.contiguous(), len(index)
+            to = losses, 0 if gradient is None else gradient
+            stride = int(len(weight) == rows)
+            native.call('uotod_focal_losses', logits, rows, columns, float(gamma), weight, stride, *entries, *to)
+            ctx.save_for_backward(*([] if gradient is None else [gradient]))
+            return losses
         block = max(BLOCK // columns, 1)
         starts = range(0, rows, block)
         ends = torch.arange(len(starts) + 1, device=index.device) * (block * columns)
