@@ -242,3 +242,132 @@ extern "C" int uotod_focal_losses(const float *logits, int64_t rows, int64_t col
 } catch (const std::bad_alloc &) {
     return -1;
 }
+
+// How boxes are given: predictions (rows, 4) as (x1, y1, x2, y2), or `centred` as (cx, cy, w, h); in units of their
+// image's `sizes` (images, 4) where these are given. Ground truths are (x1, y1, x2, y2), in pixels where sizes are.
+struct Boxes {
+    const float *preds, *truths, *sizes;
+    int64_t rows, centred;
+    const int64_t *pair_rows, *pair_truths, *pair_images;
+    int64_t pairs;
+};
+
+namespace {
+
+constexpr int64_t BLOCK = 64;
+
+// Some pairs, coordinate by coordinate.
+struct Block {
+    float pred[4][BLOCK], truth[4][BLOCK], size[4][BLOCK];
+
+    Block(const Boxes &boxes, int64_t first, int64_t count) {
+        for (int64_t k = 0; k < BLOCK; ++k) {
+            const int64_t pair = first + std::min(k, count - 1);
+            const float *x = boxes.preds + boxes.pair_rows[pair] * 4, *y = boxes.truths + boxes.pair_truths[pair] * 4;
+            for (int axis = 0; axis < 4; ++axis) {
+                pred[axis][k] = x[axis], truth[axis][k] = y[axis];
+                size[axis][k] = boxes.sizes ? boxes.sizes[boxes.pair_images[pair] * 4 + axis] : 1.0f;
+            }
+        }
+    }
+};
+
+// Distance of eight pairs; slope of the predictions.
+inline f8 l1(const Block &block, bool centred, int64_t k, f8 (&slope)[4]) {
+    f8 truth[4], sum = {};
+    for (int axis = 0; axis < 4; ++axis) truth[axis] = load(block.truth[axis] + k) / load(block.size[axis] + k);
+    if (centred)
+        for (int axis = 0; axis < 2; ++axis) {
+            const f8 low = truth[axis], high = truth[axis + 2];
+            truth[axis] = (low + high) / 2.0f, truth[axis + 2] = high - low;
+        }
+    for (int axis = 0; axis < 4; ++axis) {
+        const f8 by = load(block.pred[axis] + k) - truth[axis], zero = {};
+        sum += abs8(by);
+        slope[axis] = by > 0.0f ? all(1.0f) : (by < 0.0f ? all(-1.0f) : zero);
+    }
+    return sum;
+}
+
+// 1 where x < y, 1/2 where they are equal, as autograd shares the slope of a minimum.
+inline f8 is_less(f8 x, f8 y) { return x < y ? all(1.0f) : (x == y ? all(0.5f) : all(0.0f)); }
+
+// 1 - GIoU of eight pairs; slope of the predictions.
+inline f8 giou(const Block &block, bool centred, float eps, int64_t k, f8 (&slope)[4]) {
+    f8 low[2], high[2], gt_low[2], gt_high[2], side[2], gt_side[2], raw[2], shared[2], hull_side[2];
+    const f8 zero = {};
+    for (int axis = 0; axis < 2; ++axis) {
+        const f8 first = load(block.pred[axis] + k), second = load(block.pred[axis + 2] + k);
+        const f8 size = load(block.size[axis] + k);
+        low[axis] = (centred ? first - 0.5f * second : first) * size;
+        high[axis] = (centred ? first + 0.5f * second : second) * size;
+        gt_low[axis] = load(block.truth[axis] + k), gt_high[axis] = load(block.truth[axis + 2] + k);
+        side[axis] = high[axis] - low[axis], gt_side[axis] = gt_high[axis] - gt_low[axis];
+        raw[axis] = min8(high[axis], gt_high[axis]) - max8(low[axis], gt_low[axis]);
+        shared[axis] = raw[axis] < zero ? zero : raw[axis];
+        const f8 span = side[axis] + gt_side[axis] - raw[axis];
+        hull_side[axis] = span < zero ? zero : span;
+    }
+    const f8 overlap = shared[0] * shared[1], raw_hull = hull_side[0] * hull_side[1];
+    const f8 hull = raw_hull < eps ? all(eps) : raw_hull;
+    const f8 raw_union = side[0] * side[1] + gt_side[0] * gt_side[1] - overlap;
+    const f8 both = raw_union < eps ? all(eps) : raw_union;
+    const f8 by_union = raw_union > eps ? overlap / (both * both) - 1.0f / hull : zero;
+    const f8 by_overlap = -1.0f / both - by_union, by_hull = both / (hull * hull);
+    for (int axis = 0; axis < 2; ++axis) {
+        const f8 area = by_union * side[1 - axis], of_hull = by_hull * hull_side[1 - axis];
+        const f8 of_overlap = raw[axis] >= zero ? by_overlap * shared[1 - axis] : zero;
+        const f8 at_high = is_less(high[axis], gt_high[axis]), at_low = is_less(gt_low[axis], low[axis]);
+        const f8 size = load(block.size[axis] + k);
+        const f8 by_high = (area + of_overlap * at_high + of_hull * (1.0f - at_high)) * size;
+        const f8 by_low = (-area - of_overlap * at_low - of_hull * (1.0f - at_low)) * size;
+        slope[axis] = centred ? by_low + by_high : by_low;
+        slope[axis + 2] = centred ? 0.5f * (by_high - by_low) : by_high;
+    }
+    return 2.0f - overlap / both - both / hull;
+}
+
+inline f8 box_loss(const Block &block, bool centred, double eps, int64_t k, f8 (&slope)[4]) {
+    return eps < 0 ? l1(block, centred, k, slope) : giou(block, centred, (float)eps, k, slope);
+}
+
+}  // namespace
+
+// 1 - GIoU of each pair, divided by areas of at least eps; the distance of the coordinates where eps is negative.
+extern "C" int uotod_box_losses(const Boxes *boxes, double eps, float *losses, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t first = 0; first < boxes->pairs; first += BLOCK) {
+        const int64_t count = std::min(BLOCK, boxes->pairs - first);
+        const Block block(*boxes, first, count);
+        float values[BLOCK];
+        f8 slope[4];
+        for (int64_t k = 0; k < count; k += 8) store(values + k, box_loss(block, boxes->centred, eps, k, slope));
+        std::copy(values, values + count, losses + first);
+    }
+    return 0;
+}
+
+// The gradient of the predictions, (rows, 4), of the sum of losses times grad[k * stride].
+extern "C" int uotod_box_gradient(const Boxes *boxes, double eps, const float *grad, int64_t stride, float *gradient,
+                                  int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int part = 0; part < threads; ++part) {
+        const int64_t row = boxes->rows * part / threads, last_row = boxes->rows * (part + 1) / threads;
+        std::fill(gradient + row * 4, gradient + last_row * 4, 0.0f);
+        const int64_t last = first_pair(boxes->pair_rows, boxes->pairs, last_row);
+        for (int64_t first = first_pair(boxes->pair_rows, boxes->pairs, row); first < last; first += BLOCK) {
+            const int64_t count = std::min(BLOCK, last - first);
+            const Block block(*boxes, first, count);
+            float slopes[4][BLOCK];
+            for (int64_t k = 0; k < count; k += 8) {
+                f8 slope[4];
+                box_loss(block, boxes->centred, eps, k, slope);
+                for (int axis = 0; axis < 4; ++axis) store(slopes[axis] + k, slope[axis]);
+            }
+            for (int64_t k = 0; k < count; ++k)
+                for (int axis = 0; axis < 4; ++axis)
+                    gradient[boxes->pair_rows[first + k] * 4 + axis] += grad[(first + k) * stride] * slopes[axis][k];
+        }
+    }
+    return 0;
+}

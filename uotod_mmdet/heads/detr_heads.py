@@ -9,20 +9,20 @@ from typing import Any, Optional
 
 import mmdet.models.dense_heads
 import torch
-from mmdet.structures.bbox import bbox_cxcywh_to_xyxy, bbox_overlaps, bbox_xyxy_to_cxcywh
+from mmdet.structures.bbox import bbox_cxcywh_to_xyxy, bbox_overlaps
 from mmdet.utils import reduce_mean
 from mmengine.structures import InstanceData
 from torch import Tensor
 
 from uotod_mmdet.assigners import match_batch
 from uotod_mmdet.costs import make_batch
+from uotod_mmdet.losses.box_losses import box_losses
 from uotod_mmdet.losses.checks import full_precision
 from uotod_mmdet.losses.pairs import (
     MIN_WEIGHT,
     check_min_weight,
     classification_losses,
     expand,
-    pair_losses,
     plan_statistics,
 )
 from uotod_mmdet.registry import MODELS
@@ -132,11 +132,7 @@ class DETRHead(mmdet.models.dense_heads.DETRHead):
                 cls_avg_factor = reduce_mean(cls_avg_factor)
             num_pos = reduce_mean(num_pos).clamp(min=1)
 
-            pair_sizes = sizes[pairs.images]
-            preds = boxes.flatten(0, 1).index_select(0, pairs.rows)
-            pixel_preds = bbox_cxcywh_to_xyxy(preds) * pair_sizes
-            pixel_targets = batch.gt_bboxes.flatten(0, 1).index_select(0, pairs.gts)
-            targets = bbox_xyxy_to_cxcywh(pixel_targets / pair_sizes)
+            box_args = boxes.flatten(0, 1), batch.gt_bboxes.flatten(0, 1), pairs, sizes
             losses = dict(
                 loss_cls=classification_losses(
                     self.loss_cls,
@@ -144,10 +140,14 @@ class DETRHead(mmdet.models.dense_heads.DETRHead):
                     batch.gt_labels.flatten()[pairs.gts],
                     self.num_classes,
                     pairs,
-                    lambda: bbox_overlaps(pixel_preds.detach(), pixel_targets, is_aligned=True),
+                    lambda: bbox_overlaps(
+                        batch.bboxes.flatten(0, 1)[pairs.rows],
+                        batch.gt_bboxes.flatten(0, 1)[pairs.gts],
+                        is_aligned=True,
+                    ),
                 ),
-                loss_bbox=pairs.sum_by_image(pair_losses(self.loss_bbox, preds, targets, pairs.weight)),
-                loss_iou=pairs.sum_by_image(pair_losses(self.loss_iou, pixel_preds, pixel_targets, pairs.weight)),
+                loss_bbox=pairs.sum_by_image(box_losses(self.loss_bbox, *box_args, relative=True)),
+                loss_iou=pairs.sum_by_image(box_losses(self.loss_iou, *box_args)),
             )
             divisors = dict(loss_cls=cls_avg_factor.clamp(min=1), loss_bbox=num_pos, loss_iou=num_pos)
             losses = {name: by_layer(loss) / divisors[name] for name, loss in losses.items()}

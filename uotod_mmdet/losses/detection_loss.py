@@ -14,6 +14,7 @@ from uotod_mmdet.assigners import match_batch
 from uotod_mmdet.costs import as_tensor, make_batch
 from uotod_mmdet.registry import MODELS, TASK_UTILS
 
+from .box_losses import box_losses
 from .checks import check_reduction, check_tensor, full_precision
 from .pairs import (
     MIN_WEIGHT,
@@ -21,7 +22,6 @@ from .pairs import (
     check_min_weight,
     classification_losses,
     expand,
-    pair_losses,
     plan_statistics,
 )
 
@@ -217,8 +217,7 @@ class DetectionLoss(nn.Module):
         self, logits: Tensor, boxes: Tensor, gt_labels: Tensor, gt_boxes: Tensor, pairs: Pairs
     ) -> dict[str, Tensor]:
         """Classification loss of each prediction, (B * N,), and localisation losses of each pair, (K,)."""
-        pair_boxes = boxes.index_select(0, pairs.rows)
-        pair_gts = gt_boxes.flatten(0, 1).index_select(0, pairs.gts)
+        gt_boxes = gt_boxes.flatten(0, 1)
         num_negatives = None
         if self.neg_to_pos_ratio is not None:
             num_negatives = (self.neg_to_pos_ratio * pairs.mass).round()
@@ -229,12 +228,12 @@ class DetectionLoss(nn.Module):
                 gt_labels.flatten()[pairs.gts],
                 self._background(logits),
                 pairs,
-                lambda: bbox_overlaps(pair_boxes.detach(), pair_gts, is_aligned=True),
+                lambda: bbox_overlaps(boxes.detach()[pairs.rows], gt_boxes[pairs.gts], is_aligned=True),
                 num_negatives,
             )
         )
         for name, loss in zip(self._box_names(), self.losses_bbox):
-            losses[name] = pair_losses(loss, pair_boxes, pair_gts, pairs.weight)
+            losses[name] = box_losses(loss, boxes, gt_boxes, pairs)
         return losses
 
     def _box_names(self) -> list[str]:
