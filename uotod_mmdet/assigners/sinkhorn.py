@@ -86,14 +86,16 @@ class BalancedSinkhornAssigner(TransportAssigner):
 
     def _plan(self, cost: Tensor, gt_mask: Tensor, gt_mass: Optional[Tensor], pred_mask: Tensor) -> Tensor:
         num_preds = pred_mask.sum(1).to(cost.dtype)
-        if self.normalize_cost:
-            largest = torch.maximum(cost.amax((1, 2), keepdim=True), -cost.amin((1, 2), keepdim=True))
-            cost = cost / torch.where(largest > 0, largest, 1)
         reg = self.reg_dimless / ((2 * num_preds.clamp(min=1)).log() + 1) if self.reg is None else self.reg
+        weights = [reg, self.reg_pred, self.reg_target]
+        if self.normalize_cost:  # in place of dividing the cost, which is larger
+            largest = torch.maximum(cost.amax((1, 2)), -cost.amin((1, 2))).double()
+            unit = torch.where(largest > 0, largest, 1)
+            weights = [None if weight is None else weight * unit for weight in weights]
         rows, columns = self._marginals(gt_mask, gt_mass, pred_mask.to(cost.dtype))
         options = dict(num_iter=self.num_iter, tol=self.tol)
         solve = solve_with_pot if self.solver == 'pot' else partial(sinkhorn, newton_after=self.newton_after)
-        result = solve(cost, rows, columns, reg, self.reg_pred, self.reg_target, **options)
+        result = solve(cost, rows, columns, *weights, **options)
         self.num_iter_done = result.num_iter
         return result.plan.mul_(num_preds[:, None, None])
 

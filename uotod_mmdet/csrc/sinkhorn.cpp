@@ -190,15 +190,25 @@ class Solver {
         lanes.resize(columns * 8), peaks.resize(columns), column_sums.resize(columns);
         a.fill(mass_a, rows, tiles * ROWS, rho_a), b.fill(mass_b, columns, (columns + 7) / 8 * 8, rho_b);
         const T scale = (T)(-1.0 / reg);
-        for (long tile = 0; tile < tiles; ++tile) {
-            T *to = exponents.data() + tile * columns * ROWS;
-            for (long r = 0; r < ROWS; ++r) {
-                const long i = tile * ROWS + r;
-                const float *from = cost + i * columns;
-                if (i < rows && a.mass[i] > 0)
-                    for (long j = 0; j < columns; ++j) to[j * ROWS + r] = b.mass[j] > 0 ? (T)from[j] * scale : (T)DEAD;
-                else
-                    for (long j = 0; j < columns; ++j) to[j * ROWS + r] = (T)DEAD;
+        for (long i = 0; i < a.count; i += 8) {
+            T *to = exponents.data() + i / ROWS * columns * ROWS + i % ROWS;
+            const f8 row_masses = load(&a.mass[i]);
+            for (long j = 0; j < columns; j += 8) {
+                const long width = std::min(columns - j, 8L);
+                f8 block[8] = {};
+                for (long r = 0; r < 8 && i + r < rows; ++r) {
+                    const float *from = cost + (i + r) * columns + j;
+                    if (width == 8)
+                        block[r] = load(from);
+                    else
+                        for (long k = 0; k < width; ++k) block[r][k] = from[k];
+                }
+                transpose8(block);
+                for (long k = 0; k < width; ++k) {
+                    const V dead = every((T)DEAD), value = __builtin_convertvector(block[k], V) * scale;
+                    const V live = __builtin_convertvector(row_masses, V) > (T)0 ? value : dead;
+                    std::memcpy(to + (j + k) * ROWS, b.mass[j + k] > 0 ? &live : &dead, sizeof live);
+                }
             }
         }
         error = INF;
@@ -557,12 +567,18 @@ class Solver {
 
     // The kernel, scaled.
     void write(float *plan) {
-        for (long tile = 0; tile < tiles; ++tile)
-            for (long r = 0; r < ROWS && tile * ROWS + r < rows; ++r) {
-                const long i = tile * ROWS + r;
-                const float u = a.scaling[i], *from = entries(tile) + r;
-                for (long j = 0; j < columns; ++j) plan[i * columns + j] = u * from[j * ROWS] * b.scaling[j];
+        for (long i = 0; i < rows; i += 8) {
+            const float *from = entries(i / ROWS) + i % ROWS;
+            const f8 u = load(&a.scaling[i]);
+            for (long j = 0; j < columns; j += 8) {
+                const long width = std::min(columns - j, 8L);
+                f8 block[8] = {};
+                for (long k = 0; k < width; ++k) block[k] = u * load(from + (j + k) * ROWS) * b.scaling[j + k];
+                transpose8(block);
+                for (long r = 0; r < 8 && i + r < rows; ++r)
+                    std::memcpy(plan + (i + r) * columns + j, &block[r], width * sizeof(float));
             }
+        }
     }
 };
 

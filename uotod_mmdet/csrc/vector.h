@@ -28,6 +28,31 @@ static inline f8 abs8(f8 x) { return (f8)((i8)x & 0x7fffffff); }
 #define SHUFFLE(x, ...) __builtin_shuffle(x, i8{__VA_ARGS__})
 #endif
 
+#ifdef __clang__
+#define SHUFFLE2(x, y, ...) __builtin_shufflevector(x, y, __VA_ARGS__)
+#else
+#define SHUFFLE2(x, y, ...) __builtin_shuffle(x, y, i8{__VA_ARGS__})
+#endif
+
+// Rows become columns.
+static inline void transpose8(f8 (&m)[8]) {
+    f8 t[8];
+    for (int i = 0; i < 8; i += 2) {
+        t[i] = SHUFFLE2(m[i], m[i + 1], 0, 8, 2, 10, 4, 12, 6, 14);
+        t[i + 1] = SHUFFLE2(m[i], m[i + 1], 1, 9, 3, 11, 5, 13, 7, 15);
+    }
+    for (int i = 0; i < 8; i += 4)
+        for (int k = 0; k < 2; ++k) {
+            m[i + k] = SHUFFLE2(t[i + k], t[i + k + 2], 0, 1, 8, 9, 4, 5, 12, 13);
+            m[i + k + 2] = SHUFFLE2(t[i + k], t[i + k + 2], 2, 3, 10, 11, 6, 7, 14, 15);
+        }
+    for (int k = 0; k < 4; ++k) {
+        t[k] = SHUFFLE2(m[k], m[k + 4], 0, 1, 2, 3, 8, 9, 10, 11);
+        t[k + 4] = SHUFFLE2(m[k], m[k + 4], 4, 5, 6, 7, 12, 13, 14, 15);
+    }
+    for (int i = 0; i < 8; ++i) m[i] = t[i];
+}
+
 static inline float sum8(f8 x) {
     x += SHUFFLE(x, 4, 5, 6, 7, 0, 1, 2, 3);
     x += SHUFFLE(x, 2, 3, 0, 1, 6, 7, 4, 5);

@@ -59,14 +59,14 @@ class Pairs(NamedTuple):
         return values.new_zeros(len(self.background)).index_add(0, self.rows, values)
 
     @property
+    def row_mass(self) -> Tensor:
+        """What each prediction takes part with: 1 in balanced plans, 0 where it is ignored, (B * N,)."""
+        return self.background.index_add(0, self.rows, self.weight)
+
+    @property
     def mass(self) -> Tensor:
         """Predictions' worth of mass that is matched, of each image, (B,)."""
         return self.sum_by_image(self.weight)
-
-    @property
-    def row_mass(self) -> Tensor:
-        """What each prediction takes part with: 1 in balanced plans, 0 where it is ignored, (B * N,)."""
-        return self.background + self.sum_by_row(self.weight)
 
 
 def expand(plan: Tensor, min_weight: float = MIN_WEIGHT) -> Pairs:
@@ -90,7 +90,8 @@ def expand(plan: Tensor, min_weight: float = MIN_WEIGHT) -> Pairs:
         call(0, 0, 0, 0, 0)
         count = int(parts.sum())
         rows, gts, images = (torch.empty(count, dtype=torch.long) for _ in range(3))
-        weight, background = plan.new_empty(count), plan.new_empty(num_images * num_preds)
+        weight = plan.new_empty(count)
+        background = plan.new_empty(num_images * num_preds)
         call(rows, gts, images, weight, background)
         return Pairs(rows, gts, images, weight, background, num_images)
     kept = plan >= min_weight if min_weight else plan > 0
@@ -98,12 +99,13 @@ def expand(plan: Tensor, min_weight: float = MIN_WEIGHT) -> Pairs:
     index = _nonzero(kept.flatten())
     rows, gts = index // columns, index % columns
     images = rows // max(num_preds, 1)
+    weight, background = plan.flatten()[index], plan[:, :, -1].flatten()
     return Pairs(
         rows=rows,
         gts=images * (columns - 1) + gts,
         images=images,
-        weight=plan.flatten()[index],
-        background=plan[:, :, -1].flatten(),
+        weight=weight,
+        background=background,
         num_images=num_images,
     )
 
@@ -363,4 +365,4 @@ def plan_statistics(pairs: Pairs, gt_mask: Tensor, num_iter: Optional[Tensor]) -
 
 
 def _entropy(probability: Tensor) -> Tensor:
-    return -torch.xlogy(probability, probability)
+    return -probability * probability.clamp(min=torch.finfo(probability.dtype).tiny).log()

@@ -14,8 +14,8 @@ def solve_with_pot(
     a: Tensor,
     b: Tensor,
     reg: Union[float, Tensor],
-    reg_a: Optional[float] = None,
-    reg_b: Optional[float] = None,
+    reg_a: Optional[Union[float, Tensor]] = None,
+    reg_b: Optional[Union[float, Tensor]] = None,
     num_iter: int = 1000,
     tol: float = 1e-6,
 ) -> SinkhornResult:
@@ -32,9 +32,10 @@ def solve_with_pot(
         import ot
     except ImportError as error:
         raise ImportError("solver='pot' needs the package POT: pip install POT") from error
-    balanced = all(weight is None or math.isinf(weight) for weight in (reg_a, reg_b))
-    weights = tuple(math.inf if weight is None else weight for weight in (reg_a, reg_b))
-    regs = torch.as_tensor(reg, dtype=torch.float64).expand(len(cost)).tolist()
+    regs, *weights = (
+        torch.as_tensor(math.inf if weight is None else weight, dtype=torch.float64).expand(len(cost)).tolist()
+        for weight in (reg, reg_a, reg_b)
+    )
     plan = torch.zeros_like(cost, dtype=torch.float64)
     iterations, errors = [], []
     for index in range(len(cost)):
@@ -47,12 +48,13 @@ def solve_with_pot(
         problem = cost[index][rows][:, columns].double().cpu().numpy()
         masses = [mass[index][mass[index] > 0].double().cpu().numpy() for mass in (a, b)]
         common = dict(numItermax=num_iter, stopThr=tol, log=True, warn=False)
-        if balanced:
+        penalties = tuple(weight[index] for weight in weights)
+        if all(map(math.isinf, penalties)):
             masses = [mass / mass.sum() for mass in masses]  # exactly equal sums, which float32 may have lost
             solution, log = ot.sinkhorn(*masses, problem, regs[index], method='sinkhorn_log', **common)
         else:
             solution, log = ot.unbalanced.sinkhorn_unbalanced(
-                *masses, problem, regs[index], reg_m=weights, reg_type='entropy', **common
+                *masses, problem, regs[index], reg_m=penalties, reg_type='entropy', **common
             )
         plan[index][real] = torch.from_numpy(solution).flatten().to(plan.device)
         iterations.append(log.get('niter', num_iter))

@@ -59,8 +59,8 @@ def sinkhorn(
     a: Tensor,
     b: Tensor,
     reg: Union[float, Tensor],
-    reg_a: Optional[float] = None,
-    reg_b: Optional[float] = None,
+    reg_a: Optional[Union[float, Tensor]] = None,
+    reg_b: Optional[Union[float, Tensor]] = None,
     num_iter: int = 1000,
     tol: float = 1e-6,
     check_every: int = 10,
@@ -76,7 +76,8 @@ def sinkhorn(
         a: Row marginals, (B, N), not negative. A row of zero mass (padding) gets a zero row of the plan.
         b: Column marginals, (B, K), likewise. A side that is a constraint must sum to what the other side sums to.
         reg: Weight of the entropy, > 0, in units of cost; a number or one per problem, (B,).
-        reg_a: Weight of KL(P1 | a), >= 0, in units of cost. None or inf: P1 = a is a constraint.
+        reg_a: Weight of KL(P1 | a), >= 0, in units of cost; a number or one per problem, (B,). None or inf: P1 = a is a
+            constraint.
         reg_b: Weight of KL(P^T1 | b), likewise.
         num_iter: Iterations at most.
         tol: Stop a problem at this ``error``. On a side that is a constraint 1e-3 means that each row or column holds
@@ -97,7 +98,7 @@ def sinkhorn(
     dtype = cost.dtype
     reg = torch.as_tensor(reg, dtype=torch.float64, device=cost.device).expand(batch)
     # reg_a and reg_b in units of reg; inf on a constrained side
-    rho_a, rho_b = (torch.full_like(reg, math.inf if weight is None else weight) / reg for weight in (reg_a, reg_b))
+    rho_a, rho_b = (math.inf / reg if weight is None else weight / reg for weight in (reg_a, reg_b))
     # A lost entry of the kernel (underflow) and scalings at their limit together stay below float rounding.
     limit = 30.0 if dtype == torch.float32 else 250.0
     absorb_above = limit / 3 if absorb_above is None else float(absorb_above)
@@ -116,7 +117,7 @@ def sinkhorn(
         log_b=log_b,
         rho_a=rho_a,
         rho_b=rho_b,
-        unbalanced=not all(weight is None or math.isinf(weight) for weight in (reg_a, reg_b)),
+        unbalanced=any(isinstance(weight, Tensor) or weight not in (None, math.inf) for weight in (reg_a, reg_b)),
         dtype=dtype,
     )
 
@@ -402,8 +403,8 @@ def _update(mass: Tensor, potential: Tensor, rho: Tensor) -> Callable[[Tensor], 
 
 
 def _damp(potential: Tensor, rho: Tensor) -> Tensor:
-    """rho / (rho + 1) * potential, for (B, n) and (B,); the potential itself where rho is inf."""
-    return potential * (1 - 1 / (rho + 1))[:, None]
+    """rho / (rho + 1) * potential, for (B, n) and (B,); the potential itself where rho is inf, 0 where rho is 0."""
+    return torch.where(rho[:, None] == 0, 0, potential * (1 - 1 / (rho + 1))[:, None])
 
 
 def _reward(potential: Tensor, log_mass: Tensor, rho: Tensor) -> Tensor:
