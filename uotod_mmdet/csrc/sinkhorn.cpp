@@ -158,11 +158,14 @@ class Solver {
    private:
     using V = typename std::conditional<std::is_same<T, float>::value, f8, d8>::type;
 
-    long rows = 0, columns = 0, tiles = 0;
+    long rows = 0, width = 0, tiles = 0;  // of the problem
+    long columns = 0;                     // that have mass; the others are left out
+    std::vector<long> places;             // of these in the problem
     std::vector<T> exponents;     // of the kernel without potentials
     std::vector<float> kernel;    // with those that are absorbed
     std::vector<float> lanes;     // for each column, eight partial sums
     std::vector<V> peaks;         // likewise
+    std::vector<float> masses;    // of the columns
     std::vector<double> column_sums, hessian, gradient, new_f, new_g;
     Side a, b;
 
@@ -184,30 +187,34 @@ class Solver {
 
     void load_problem(const float *cost, const float *mass_a, const float *mass_b, long num_rows, long num_columns,
                       double reg, double rho_a, double rho_b) {
-        rows = num_rows, columns = num_columns, tiles = (rows + ROWS - 1) / ROWS;
+        rows = num_rows, width = num_columns, tiles = (rows + ROWS - 1) / ROWS;
+        places.clear(), masses.clear();
+        for (long j = 0; j < width; ++j)
+            if (mass_b[j] > 0) places.push_back(j), masses.push_back(mass_b[j]);
+        columns = (long)places.size();
         const size_t size = tiles * ROWS * columns;
         if (exponents.size() < size) exponents.resize(size), kernel.resize(size);
         lanes.resize(columns * 8), peaks.resize(columns), column_sums.resize(columns);
-        a.fill(mass_a, rows, tiles * ROWS, rho_a), b.fill(mass_b, columns, (columns + 7) / 8 * 8, rho_b);
+        a.fill(mass_a, rows, tiles * ROWS, rho_a), b.fill(masses.data(), columns, (columns + 7) / 8 * 8, rho_b);
         const T scale = (T)(-1.0 / reg);
         for (long i = 0; i < a.count; i += 8) {
             T *to = exponents.data() + i / ROWS * columns * ROWS + i % ROWS;
             const f8 row_masses = load(&a.mass[i]);
             for (long j = 0; j < columns; j += 8) {
-                const long width = std::min(columns - j, 8L);
+                const long count = std::min(columns - j, 8L);
                 f8 block[8] = {};
                 for (long r = 0; r < 8 && i + r < rows; ++r) {
-                    const float *from = cost + (i + r) * columns + j;
-                    if (width == 8)
-                        block[r] = load(from);
+                    const float *from = cost + (i + r) * width;
+                    if (count == 8 && places[j + 7] == places[j] + 7)
+                        block[r] = load(from + places[j]);
                     else
-                        for (long k = 0; k < width; ++k) block[r][k] = from[k];
+                        for (long k = 0; k < count; ++k) block[r][k] = from[places[j + k]];
                 }
                 transpose8(block);
-                for (long k = 0; k < width; ++k) {
-                    const V dead = every((T)DEAD), value = __builtin_convertvector(block[k], V) * scale;
-                    const V live = __builtin_convertvector(row_masses, V) > (T)0 ? value : dead;
-                    std::memcpy(to + (j + k) * ROWS, b.mass[j + k] > 0 ? &live : &dead, sizeof live);
+                for (long k = 0; k < count; ++k) {
+                    const V value = __builtin_convertvector(block[k], V) * scale;
+                    const V live = __builtin_convertvector(row_masses, V) > (T)0 ? value : every((T)DEAD);
+                    std::memcpy(to + (j + k) * ROWS, &live, sizeof live);
                 }
             }
         }
@@ -570,13 +577,20 @@ class Solver {
         for (long i = 0; i < rows; i += 8) {
             const float *from = entries(i / ROWS) + i % ROWS;
             const f8 u = load(&a.scaling[i]);
+            const long last = std::min(i + 8, rows);
+            if (columns < width) std::fill(plan + i * width, plan + last * width, 0.0f);
             for (long j = 0; j < columns; j += 8) {
-                const long width = std::min(columns - j, 8L);
+                const long count = std::min(columns - j, 8L);
                 f8 block[8] = {};
-                for (long k = 0; k < width; ++k) block[k] = u * load(from + (j + k) * ROWS) * b.scaling[j + k];
+                for (long k = 0; k < count; ++k) block[k] = u * load(from + (j + k) * ROWS) * b.scaling[j + k];
                 transpose8(block);
-                for (long r = 0; r < 8 && i + r < rows; ++r)
-                    std::memcpy(plan + (i + r) * columns + j, &block[r], width * sizeof(float));
+                for (long r = 0; r < last - i; ++r) {
+                    float *to = plan + (i + r) * width;
+                    if (count == 8 && places[j + 7] == places[j] + 7)
+                        store(to + places[j], block[r]);
+                    else
+                        for (long k = 0; k < count; ++k) to[places[j + k]] = block[r][k];
+                }
             }
         }
     }
