@@ -112,22 +112,22 @@ extern "C" int uotod_softmax_gradient(const float *scores, int64_t rows, int64_t
     return 0;
 }
 
-// Pairs of a plan (images, preds, gts + 1) that weigh at least `least`, and more than 0. With `rows` null they are
+// Pairs of a plan (images, preds, gts + 1) that weigh at least `least`, and more than 0. Unless `fill` is set they are
 // counted only: the number in each of `threads` parts goes to `counts`, from which the second call starts.
 extern "C" int uotod_expand(const float *plan, int64_t images, int64_t preds, int64_t gts, double least_,
-                            int64_t *counts, int64_t *rows, int64_t *truths, int64_t *of_images, float *weights,
+                            int64_t *counts, int64_t fill, int64_t *rows, int64_t *truths, int64_t *of_images, float *weights,
                             float *background, int threads) {
     const float least = (float)least_;
     const int64_t total = images * preds;
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int part = 0; part < threads; ++part) {
         int64_t count = 0;
-        if (rows)
+        if (fill)
             for (int before = 0; before < part; ++before) count += counts[before];
         const int64_t last = total * (part + 1) / threads;
         for (int64_t row = total * part / threads; row < last; ++row) {
             const float *from = plan + row * (gts + 1);
-            if (!rows) {
+            if (!fill) {
                 for (int64_t j = 0; j < gts; ++j) count += from[j] >= least && from[j] > 0;
                 continue;
             }
@@ -139,7 +139,7 @@ extern "C" int uotod_expand(const float *plan, int64_t images, int64_t preds, in
             }
             background[row] = from[gts];
         }
-        if (!rows) counts[part] = count;
+        if (!fill) counts[part] = count;
     }
     return 0;
 }
@@ -368,6 +368,50 @@ extern "C" int uotod_box_gradient(const Boxes *boxes, double eps, const float *g
                 for (int axis = 0; axis < 4; ++axis)
                     gradient[boxes->pair_rows[first + k] * 4 + axis] += grad[(first + k) * stride] * slopes[axis][k];
         }
+    }
+    return 0;
+}
+
+// Of a plan's pairs: the matched mass, how many ground truths that are real hold less than 1/2, the entropies of the
+// rows that give more to ground truths than to the background, and the number of these rows.
+extern "C" int uotod_plan_statistics(const int64_t *pair_rows, const int64_t *pair_truths, const float *weights,
+                                     int64_t pairs, const float *background, int64_t rows, const uint8_t *gt_mask,
+                                     int64_t gts, double *statistics, int) try {
+    std::vector<float> mass_of_gt(gts, 0.0f);
+    double mass = 0, entropy = 0;
+    int64_t matched = 0, unmatched = 0;
+    const auto of = [](float probability) {
+        return probability > 0 ? -(double)probability * std::log(probability) : 0.0;
+    };
+    for (int64_t row = 0, pair = 0; row < rows; ++row) {
+        const int64_t begin = pair;
+        float own = 0;
+        for (; pair < pairs && pair_rows[pair] == row; ++pair) {
+            own += weights[pair];
+            mass_of_gt[pair_truths[pair]] += weights[pair];
+        }
+        mass += own;
+        if (!(own > background[row])) continue;
+        ++matched;
+        const float whole = own + background[row];
+        entropy += of(background[row] / whole);
+        for (int64_t k = begin; k < pair; ++k) entropy += of(weights[k] / whole);
+    }
+    for (int64_t j = 0; j < gts; ++j) unmatched += gt_mask[j] && mass_of_gt[j] < 0.5f;
+    statistics[0] = mass, statistics[1] = (double)unmatched, statistics[2] = entropy, statistics[3] = (double)matched;
+    return 0;
+} catch (const std::bad_alloc &) {
+    return -1;
+}
+
+// Sums of values (count) over each of `groups`, to which they belong in ascending order.
+extern "C" int uotod_sum_groups(const float *values, const int64_t *group, int64_t count, float *sums, int64_t groups,
+                                int) {
+    int64_t k = 0;
+    for (int64_t index = 0; index < groups; ++index) {
+        double sum = 0;
+        for (; k < count && group[k] == index; ++k) sum += values[k];
+        sums[index] = (float)sum;
     }
     return 0;
 }

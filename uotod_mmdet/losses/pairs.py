@@ -52,7 +52,7 @@ class Pairs(NamedTuple):
 
     def sum_by_image(self, values: Tensor) -> Tensor:
         """Sums of a value of each pair (K,), (B,)."""
-        return values.new_zeros(self.num_images).index_add(0, self.images, values)
+        return _SumByImage.apply(values, self.images, self.num_images)
 
     def sum_by_row(self, values: Tensor) -> Tensor:
         """Sums of a value of each pair (K,), (B * N,)."""
@@ -67,6 +67,22 @@ class Pairs(NamedTuple):
     def mass(self) -> Tensor:
         """Predictions' worth of mass that is matched, of each image, (B,)."""
         return self.sum_by_image(self.weight)
+
+
+class _SumByImage(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, images: Tensor, num_images: int) -> Tensor:
+        ctx.save_for_backward(images)
+        if native.fits(values.detach(), images) and values.dtype == torch.float32:
+            sums = values.new_empty(num_images)
+            native.call('uotod_sum_groups', values, images, len(images), sums, num_images)
+            return sums
+        return values.new_zeros(num_images).index_add(0, images, values)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple:
+        (images,) = ctx.saved_tensors
+        return grad.index_select(0, images), None, None
 
 
 def expand(plan: Tensor, min_weight: float = MIN_WEIGHT) -> Pairs:
@@ -87,12 +103,12 @@ def expand(plan: Tensor, min_weight: float = MIN_WEIGHT) -> Pairs:
     if native.fits(plan) and plan.dtype == torch.float32:
         parts = torch.empty(torch.get_num_threads(), dtype=torch.long)
         call = partial(native.call, 'uotod_expand', plan, num_images, num_preds, columns - 1, float(min_weight), parts)
-        call(0, 0, 0, 0, 0)
+        call(0, 0, 0, 0, 0, 0)
         count = int(parts.sum())
         rows, gts, images = (torch.empty(count, dtype=torch.long) for _ in range(3))
         weight = plan.new_empty(count)
         background = plan.new_empty(num_images * num_preds)
-        call(rows, gts, images, weight, background)
+        call(1, rows, gts, images, weight, background)
         return Pairs(rows, gts, images, weight, background, num_images)
     kept = plan >= min_weight if min_weight else plan > 0
     kept[:, :, -1] = False
@@ -348,19 +364,29 @@ def plan_statistics(pairs: Pairs, gt_mask: Tensor, num_iter: Optional[Tensor]) -
         ground truths that hold less than 0.5; ``plan_entropy``: mean entropy, in nats, of the rows of predictions that
         give more to ground truths than to the background; ``sinkhorn_iters``: mean iterations, where there are any.
     """
+    images, gts = max(pairs.num_images, 1), gt_mask.sum().clamp(min=1)
+    if native.fits(pairs.weight) and pairs.weight.dtype == torch.float32:
+        values = torch.empty(4, dtype=torch.float64)
+        given = pairs.rows, pairs.gts, pairs.weight, len(pairs.rows), pairs.background, len(pairs.background)
+        native.call('uotod_plan_statistics', *given, gt_mask.contiguous(), gt_mask.numel(), values)
+        mass, unmatched, entropy, matched = values.to(pairs.weight.dtype)
+        return _named_statistics(mass / images, unmatched / gts, entropy / matched.clamp(min=1), num_iter)
     gt_mass = pairs.weight.new_zeros(gt_mask.numel()).index_add(0, pairs.gts, pairs.weight)
     unmatched = (gt_mass < 0.5) & gt_mask.flatten()
     row_mass = pairs.row_mass
     matched = row_mass > 2 * pairs.background
     entropy = pairs.sum_by_row(_entropy(pairs.weight / row_mass[pairs.rows]))
     entropy = entropy + _entropy(pairs.background / torch.where(row_mass > 0, row_mass, 1))
-    statistics = dict(
-        matched_mass=pairs.weight.sum() / max(pairs.num_images, 1),
-        unmatched_gts=unmatched.sum() / gt_mask.sum().clamp(min=1),
-        plan_entropy=torch.where(matched, entropy, 0).sum() / matched.sum().clamp(min=1),
-    )
+    entropy = torch.where(matched, entropy, 0).sum() / matched.sum().clamp(min=1)
+    return _named_statistics(pairs.weight.sum() / images, unmatched.sum() / gts, entropy, num_iter)
+
+
+def _named_statistics(
+    matched_mass: Tensor, unmatched_gts: Tensor, plan_entropy: Tensor, num_iter: Optional[Tensor]
+) -> dict[str, Tensor]:
+    statistics = dict(matched_mass=matched_mass, unmatched_gts=unmatched_gts, plan_entropy=plan_entropy)
     if num_iter is not None:
-        statistics['sinkhorn_iters'] = num_iter.to(gt_mass.dtype).mean()
+        statistics['sinkhorn_iters'] = num_iter.to(matched_mass.dtype).mean()
     return statistics
 
 
