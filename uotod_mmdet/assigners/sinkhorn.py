@@ -93,11 +93,11 @@ class BalancedSinkhornAssigner(TransportAssigner):
             unit = torch.where(largest > 0, largest, 1)
             weights = [None if weight is None else weight * unit for weight in weights]
         rows, columns = self._marginals(gt_mask, gt_mass, pred_mask.to(cost.dtype))
-        options = dict(num_iter=self.num_iter, tol=self.tol)
+        options = dict(num_iter=self.num_iter, tol=self.tol, scale=num_preds)
         solve = solve_with_pot if self.solver == 'pot' else partial(sinkhorn, newton_after=self.newton_after)
         result = solve(cost, rows, columns, *weights, **options)
         self.num_iter_done = result.num_iter
-        return result.plan.mul_(num_preds[:, None, None])
+        return result.plan
 
     def _marginals(self, gt_mask: Tensor, gt_mass: Optional[Tensor], real_preds: Tensor) -> tuple[Tensor, Tensor]:
         """Mass of predictions (B, N) and of ground truths and background (B, M + 1); each side sums to 1."""

@@ -249,6 +249,8 @@ struct Boxes {
     const float *preds, *truths, *sizes;
     int64_t rows, centred;
     const int64_t *pair_rows, *pair_truths, *pair_images;
+    const float *weights;  // of the pairs
+    double scale;          // of all
     int64_t pairs;
 };
 
@@ -333,7 +335,8 @@ inline f8 box_loss(const Block &block, bool centred, double eps, int64_t k, f8 (
 
 }  // namespace
 
-// 1 - GIoU of each pair, divided by areas of at least eps; the distance of the coordinates where eps is negative.
+// Weighted 1 - GIoU of each pair, divided by areas of at least eps; the distance of the coordinates where eps is
+// negative.
 extern "C" int uotod_box_losses(const Boxes *boxes, double eps, float *losses, int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t first = 0; first < boxes->pairs; first += BLOCK) {
@@ -342,7 +345,7 @@ extern "C" int uotod_box_losses(const Boxes *boxes, double eps, float *losses, i
         float values[BLOCK];
         f8 slope[4];
         for (int64_t k = 0; k < count; k += 8) store(values + k, box_loss(block, boxes->centred, eps, k, slope));
-        std::copy(values, values + count, losses + first);
+        for (int64_t k = 0; k < count; ++k) losses[first + k] = (float)boxes->scale * boxes->weights[first + k] * values[k];
     }
     return 0;
 }
@@ -364,9 +367,11 @@ extern "C" int uotod_box_gradient(const Boxes *boxes, double eps, const float *g
                 box_loss(block, boxes->centred, eps, k, slope);
                 for (int axis = 0; axis < 4; ++axis) store(slopes[axis] + k, slope[axis]);
             }
-            for (int64_t k = 0; k < count; ++k)
-                for (int axis = 0; axis < 4; ++axis)
-                    gradient[boxes->pair_rows[first + k] * 4 + axis] += grad[(first + k) * stride] * slopes[axis][k];
+            for (int64_t k = 0; k < count; ++k) {
+                const float by = (float)boxes->scale * boxes->weights[first + k] * grad[(first + k) * stride];
+                float *to = gradient + boxes->pair_rows[first + k] * 4;
+                for (int axis = 0; axis < 4; ++axis) to[axis] += by * slopes[axis][k];
+            }
         }
     }
     return 0;

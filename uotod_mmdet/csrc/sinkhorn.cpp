@@ -1,6 +1,6 @@
 // Entropic optimal transport in float32 on a processor: the method of uotod_mmdet/ot/sinkhorn.py, one problem a thread.
 //
-// A problem's kernel is kept in tiles of 32 rows, [tile][column][row of the tile], so that an iteration reads it once,
+// A problem's kernel is kept in tiles of 64 rows, [tile][column][row of the tile], so that an iteration reads it once,
 // tile by tile out of the cache: sums of these rows, their scalings, and what they add to the sums of the columns.
 
 #include <algorithm>
@@ -14,8 +14,8 @@
 
 namespace {
 
-constexpr long ROWS = 32;            // of a tile
-constexpr long TILES = 8;            // whose column sums are added in float before they go to double
+constexpr long PARTS = 8, ROWS = 8 * PARTS;  // vectors and rows of a tile
+constexpr long TILES = 4;            // whose column sums are added in float before they go to double
 constexpr double LIMIT = 30;         // largest logarithm of a scaling that floats hold safely
 constexpr double EXACT_BELOW = 128;  // as in sinkhorn.py
 constexpr long NEWTON_COLUMNS = 128;
@@ -132,7 +132,7 @@ class Solver {
 
     // Returns the iterations done; `error` is the largest change that the next update would make.
     long solve(const float *cost, const float *mass_a, const float *mass_b, long num_rows, long num_columns,
-               double reg, double rho_a, double rho_b, const Options &options, float *plan) {
+               double reg, double rho_a, double rho_b, const Options &options, float scale, float *plan) {
         load_problem(cost, mass_a, mass_b, num_rows, num_columns, reg, rho_a, rho_b);
         start();
         long iteration = 0;
@@ -151,7 +151,7 @@ class Solver {
             if (!(largest < LIMIT)) rescue(steps), fresh = true;
             if (!(error > options.tol)) break;
         }
-        write(plan);
+        write(plan, scale);
         return iteration;
     }
 
@@ -267,18 +267,10 @@ class Solver {
     }
 
     // Sums of the rows of a tile, its columns scaled.
-    void row_sums(const float *tile, f8 (&sum)[4]) const {
-        f8 even[4] = {}, odd[4] = {};
-        long j = 0;
-        for (; j + 1 < columns; j += 2)
-            for (int part = 0; part < 4; ++part) {
-                even[part] += load(tile + j * ROWS + part * 8) * b.scaling[j];
-                odd[part] += load(tile + (j + 1) * ROWS + part * 8) * b.scaling[j + 1];
-            }
-        for (int part = 0; part < 4; ++part) {
-            if (j < columns) even[part] += load(tile + j * ROWS + part * 8) * b.scaling[j];
-            sum[part] = even[part] + odd[part];
-        }
+    void row_sums(const float *tile, f8 (&sum)[PARTS]) const {
+        for (auto &value : sum) value = all(0.0f);
+        for (long j = 0; j < columns; ++j)
+            for (long part = 0; part < PARTS; ++part) sum[part] += load(tile + j * ROWS + part * 8) * b.scaling[j];
     }
 
     void clear_columns() {
@@ -287,13 +279,16 @@ class Solver {
     }
 
     // Add a tile, its rows scaled, to the sums of the columns.
-    void add_columns(long tile, const f8 (&u)[4]) {
+    void add_columns(long tile, const f8 (&u)[PARTS]) {
         const float *from = entries(tile);
         for (long j = 0; j < columns; ++j) {
             const float *column = from + j * ROWS;
-            const f8 low = load(column) * u[0] + load(column + 8) * u[1];
-            const f8 high = load(column + 16) * u[2] + load(column + 24) * u[3];
-            store(&lanes[j * 8], load(&lanes[j * 8]) + (low + high));
+            f8 even = load(&lanes[j * 8]), odd = {};
+            for (long part = 0; part < PARTS; part += 2) {
+                even += load(column + part * 8) * u[part];
+                odd += load(column + part * 8 + 8) * u[part + 1];
+            }
+            store(&lanes[j * 8], even + odd);
         }
         if ((tile + 1) % TILES && tile + 1 < tiles) return;
         for (long j = 0; j < columns; ++j) {
@@ -311,9 +306,9 @@ class Solver {
     void iterate() {
         clear_columns();
         for (long tile = 0; tile < tiles; ++tile) {
-            f8 u[4];
+            f8 u[PARTS];
             row_sums(entries(tile), u);
-            for (int part = 0; part < 4; ++part) {
+            for (long part = 0; part < PARTS; ++part) {
                 u[part] = a.update(tile * ROWS + part * 8, u[part]);
                 store(&a.scaling[tile * ROWS + part * 8], u[part]);
             }
@@ -340,9 +335,9 @@ class Solver {
         const float along = (float)((a.power - 1) * shift), by = (float)shift;
         f8 change = {}, scalings = {};
         for (long tile = 0; tile < tiles; ++tile) {
-            f8 sum[4];
+            f8 sum[PARTS];
             row_sums(entries(tile), sum);
-            for (int part = 0; part < 4; ++part) {
+            for (long part = 0; part < PARTS; ++part) {
                 const long i = tile * ROWS + part * 8;
                 const f8 log_u = load(&a.log_scaling[i]), next = max8(a.update(i, sum[part]), all(TINY));
                 const f8 on = a.live8(i);
@@ -412,9 +407,9 @@ class Solver {
         clear_columns();
         f8 change = {};
         for (long tile = 0; tile < tiles; ++tile) {
-            f8 sum[4], u[4];
+            f8 sum[PARTS], u[PARTS];
             row_sums(entries(tile), sum);
-            for (int part = 0; part < 4; ++part) {
+            for (long part = 0; part < PARTS; ++part) {
                 const long i = tile * ROWS + part * 8;
                 u[part] = load(&a.scaling[i]);
                 const f8 next = log8(max8(a.update(i, sum[part]), all(TINY)));
@@ -465,8 +460,8 @@ class Solver {
         for (long i = 0; i < a.count; ++i) a.scaling[i] = a.live(i) ? 1.0f : 0.0f;
         for (long j = 0; j < b.count; ++j) b.scaling[j] = b.live(j) ? 1.0f : 0.0f;
         for (long tile = 0; tile < tiles; ++tile) {
-            f8 ones[4];
-            for (int part = 0; part < 4; ++part) {
+            f8 ones[PARTS];
+            for (long part = 0; part < PARTS; ++part) {
                 const long r = part * 8, i = tile * ROWS + r;
                 const T *from = exponent(tile) + r;
                 float *to = entries(tile) + r;
@@ -507,7 +502,7 @@ class Solver {
         const long n = columns;
         hessian.assign(n * n, 0.0), gradient.assign(n, 0.0);
         const float share = a.power == 1 ? 1.0f : (float)a.power;
-        constexpr long CHUNK = 8;
+        constexpr long CHUNK = 4;
         std::vector<float> weighted(CHUNK * ROWS);
         for (long first = 0; first < tiles; first += CHUNK) {
             const long last = std::min(first + CHUNK, tiles);
@@ -522,8 +517,10 @@ class Solver {
                     f8 low = {}, high = {};
                     for (long tile = first; tile < last; ++tile) {
                         const float *x = &weighted[(tile - first) * ROWS], *y = entries(tile) + k * ROWS;
-                        low += load(x) * load(y) + load(x + 8) * load(y + 8);
-                        high += load(x + 16) * load(y + 16) + load(x + 24) * load(y + 24);
+                        for (long r = 0; r < ROWS; r += 16) {
+                            low += load(x + r) * load(y + r);
+                            high += load(x + r + 8) * load(y + r + 8);
+                        }
                     }
                     hessian[j * n + k] -= sum8(low + high);
                 }
@@ -572,11 +569,11 @@ class Solver {
         return true;
     }
 
-    // The kernel, scaled.
-    void write(float *plan) {
+    // The kernel, scaled by its scalings and `scale`.
+    void write(float *plan, float scale) {
         for (long i = 0; i < rows; i += 8) {
             const float *from = entries(i / ROWS) + i % ROWS;
-            const f8 u = load(&a.scaling[i]);
+            const f8 u = scale * load(&a.scaling[i]);
             const long last = std::min(i + 8, rows);
             if (columns < width) std::fill(plan + i * width, plan + last * width, 0.0f);
             for (long j = 0; j < columns; j += 8) {
@@ -614,7 +611,7 @@ extern "C" int uotod_version() { return 1; }
 extern "C" int uotod_sinkhorn(const float *cost, const float *a, const float *b, const double *reg,
                               const double *rho_a, const double *rho_b, int64_t batch, int64_t rows, int64_t columns,
                               int64_t num_iter, int64_t check_every, int64_t newton_after, double tol,
-                              double absorb_above, float *plan, int64_t *done, double *error, int threads) {
+                              double absorb_above, const float *scale, float *plan, int64_t *done, double *error, int threads) {
     const Options options{(long)num_iter, (long)check_every, (long)newton_after, tol, absorb_above};
     int failed = 0;
 #pragma omp parallel num_threads(threads) reduction(| : failed)
@@ -627,7 +624,7 @@ extern "C" int uotod_sinkhorn(const float *cost, const float *a, const float *b,
             const float *from = cost + index * size;
             auto solve = [&](auto &solver) {
                 done[index] = solver.solve(from, a + index * rows, b + index * columns, rows, columns, reg[index],
-                                           rho_a[index], rho_b[index], options, plan + index * size);
+                                           rho_a[index], rho_b[index], options, scale[index], plan + index * size);
                 error[index] = solver.error;
             };
             try {

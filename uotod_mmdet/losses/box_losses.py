@@ -39,7 +39,7 @@ def box_losses(
     known = known or (type(loss) is L1Loss and sizes is None)
     if known and len(pairs.rows) and native.fits(boxes, gt_bboxes) and not gt_bboxes.requires_grad:
         eps = float(loss.eps) if isinstance(loss, GIoULoss) else -1.0
-        return loss.loss_weight * pairs.weight * _NativeBoxLosses.apply(boxes, gt_bboxes, pairs, sizes, eps)
+        return _NativeBoxLosses.apply(boxes, gt_bboxes, pairs, sizes, eps, float(loss.loss_weight))
     preds, targets = boxes.index_select(0, pairs.rows), gt_bboxes.index_select(0, pairs.gts)
     if sizes is not None:
         size = sizes[pairs.images]
@@ -56,22 +56,23 @@ class _Boxes(ctypes.Structure):
     _fields_ = [
         *((name, ctypes.c_void_p) for name in ('preds', 'truths', 'sizes')),
         *((name, ctypes.c_int64) for name in ('rows', 'centred')),
-        *((name, ctypes.c_void_p) for name in ('pair_rows', 'pair_truths', 'pair_images')),
+        *((name, ctypes.c_void_p) for name in ('pair_rows', 'pair_truths', 'pair_images', 'weights')),
+        ('scale', ctypes.c_double),
         ('pairs', ctypes.c_int64),
     ]
 
 
 class _NativeBoxLosses(torch.autograd.Function):
-    """L1 (eps < 0) or 1 - GIoU of each pair by csrc/losses.cpp."""
+    """Weighted L1 (eps < 0) or 1 - GIoU of each pair by csrc/losses.cpp."""
 
     @staticmethod
     def forward(
-        ctx: Any, boxes: Tensor, gt_bboxes: Tensor, pairs: Pairs, sizes: Optional[Tensor], eps: float
+        ctx: Any, boxes: Tensor, gt_bboxes: Tensor, pairs: Pairs, sizes: Optional[Tensor], eps: float, scale: float
     ) -> Tensor:
-        ctx.pairs, ctx.sizes, ctx.eps = pairs, sizes, eps
+        ctx.others, ctx.eps = (pairs, sizes, scale), eps
         ctx.save_for_backward(boxes, gt_bboxes)
         losses = boxes.new_empty(len(pairs.rows))
-        given = _boxes(boxes, gt_bboxes, pairs, sizes)
+        given = _boxes(boxes, gt_bboxes, pairs, sizes, scale)
         native.call('uotod_box_losses', ctypes.addressof(given), eps, losses)
         return losses
 
@@ -80,13 +81,14 @@ class _NativeBoxLosses(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple:
         boxes, gt_bboxes = ctx.saved_tensors
         gradient = torch.empty_like(boxes)
-        given = _boxes(boxes, gt_bboxes, ctx.pairs, ctx.sizes)
+        given = _boxes(boxes, gt_bboxes, *ctx.others)
         native.call('uotod_box_gradient', ctypes.addressof(given), ctx.eps, grad, grad.stride(0), gradient)
-        return gradient, None, None, None, None
+        return gradient, None, None, None, None, None
 
 
-def _boxes(boxes: Tensor, gt_bboxes: Tensor, pairs: Pairs, sizes: Optional[Tensor]) -> _Boxes:
-    pointers = (tensor.data_ptr() for tensor in (pairs.rows, pairs.gts, pairs.images))
+def _boxes(boxes: Tensor, gt_bboxes: Tensor, pairs: Pairs, sizes: Optional[Tensor], scale: float) -> _Boxes:
+    pointers = (tensor.data_ptr() for tensor in (pairs.rows, pairs.gts, pairs.images, pairs.weight))
     sizes_at = None if sizes is None else sizes.data_ptr()
     centred = int(sizes is not None)
-    return _Boxes(boxes.data_ptr(), gt_bboxes.data_ptr(), sizes_at, len(boxes), centred, *pointers, len(pairs.rows))
+    given = boxes.data_ptr(), gt_bboxes.data_ptr(), sizes_at, len(boxes), centred
+    return _Boxes(*given, *pointers, scale, len(pairs.rows))

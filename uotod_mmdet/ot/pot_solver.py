@@ -18,6 +18,7 @@ def solve_with_pot(
     reg_b: Optional[Union[float, Tensor]] = None,
     num_iter: int = 1000,
     tol: float = 1e-6,
+    scale: Optional[Tensor] = None,
 ) -> SinkhornResult:
     """What :func:`~uotod_mmdet.ot.sinkhorn` solves, with the same arguments, by ``ot.sinkhorn`` and
     ``ot.unbalanced.sinkhorn_unbalanced`` (Flamary et al., JMLR 2021).
@@ -60,4 +61,6 @@ def solve_with_pot(
         iterations.append(log.get('niter', num_iter))
         errors.append(float(log['err'][-1]) if log['err'] else math.inf)
     error = cost.new_tensor(errors)
+    if scale is not None:
+        plan.mul_(scale[:, None, None])
     return SinkhornResult(plan.to(cost.dtype), torch.tensor(iterations, device=cost.device), error, error <= tol)

@@ -66,6 +66,7 @@ def sinkhorn(
     check_every: int = 10,
     absorb_above: Optional[float] = None,
     newton_after: Optional[int] = 40,
+    scale: Optional[Tensor] = None,
 ) -> SinkhornResult:
     """Solve a batch of entropic transport problems (see the module's docstring for the problem and the method).
 
@@ -86,6 +87,7 @@ def sinkhorn(
         absorb_above: Absorb scalings when the logarithm of one is above this. None: as late as the dtype allows;
             0: at every look.
         newton_after: Iterations after which a problem that has not converged goes on with Newton's method. None: never.
+        scale: Factor of each problem's plan that is returned, (B,). None: 1.
 
     Returns:
         SinkhornResult: Plan, iterations, error, convergence.
@@ -104,7 +106,7 @@ def sinkhorn(
     absorb_above = limit / 3 if absorb_above is None else float(absorb_above)
     if dtype == torch.float32 and native.fits(cost):
         options = num_iter, check_every, -1 if newton_after is None else newton_after, float(tol), absorb_above
-        return _solve_natively(cost, a, b, reg, rho_a, rho_b, options)
+        return _solve_natively(cost, a, b, reg, rho_a, rho_b, options, scale)
 
     log_a, log_b = a.double().log(), b.double().log()
     # Where costs are not many times reg, their own precision is enough for the exponents, too.
@@ -177,17 +179,27 @@ def sinkhorn(
         if bad or max(scalings) >= absorb_above:
             state = None
 
+    if scale is not None:
+        plan.mul_(scale.to(dtype)[:, None, None])
     return SinkhornResult(plan, done, error.to(dtype), error <= tol)
 
 
 def _solve_natively(
-    cost: Tensor, a: Tensor, b: Tensor, reg: Tensor, rho_a: Tensor, rho_b: Tensor, options: tuple
+    cost: Tensor,
+    a: Tensor,
+    b: Tensor,
+    reg: Tensor,
+    rho_a: Tensor,
+    rho_b: Tensor,
+    options: tuple,
+    scale: Optional[Tensor],
 ) -> SinkhornResult:
     """The same by csrc/sinkhorn.cpp."""
-    masses = [mass.to(cost.dtype).contiguous() for mass in (a, b)]
+    scale = cost.new_ones(len(cost)) if scale is None else scale
+    a, b, scale = (tensor.to(cost.dtype).contiguous() for tensor in (a, b, scale))
     weights = [weight.contiguous() for weight in (reg, rho_a, rho_b)]
     plan, num_iter, error = torch.empty_like(cost), torch.empty_like(reg, dtype=torch.long), torch.empty_like(reg)
-    native.call('uotod_sinkhorn', cost, *masses, *weights, *cost.shape, *options, plan, num_iter, error)
+    native.call('uotod_sinkhorn', cost, a, b, *weights, *cost.shape, *options, scale, plan, num_iter, error)
     return SinkhornResult(plan, num_iter, error.to(cost.dtype), error <= options[3])
 
 
