@@ -3,6 +3,7 @@
 import platform
 import re
 import sys
+import zlib
 from pathlib import Path
 
 from setuptools import Extension, find_packages, setup
@@ -11,11 +12,14 @@ ROOT = Path(__file__).resolve().parent
 README = ROOT / 'README.md'
 VERSION = re.search(r"__version__ = '([^']+)'", (ROOT / 'uotod_mmdet' / 'version.py').read_text(encoding='utf-8'))[1]
 
+SOURCES = sorted((ROOT / 'uotod_mmdet' / 'csrc').iterdir())
 # Compiled where there is a compiler; without it everything works, more slowly. Not a Python module: loaded by ctypes.
 NATIVE = Extension(
     'uotod_mmdet._native',
-    sources=[f'uotod_mmdet/csrc/{name}.cpp' for name in ('assignment', 'costs', 'losses', 'sinkhorn')],
+    sources=[str(path.relative_to(ROOT)) for path in SOURCES if path.suffix == '.cpp'],
     depends=['uotod_mmdet/csrc/vector.h'],
+    # uotod_mmdet/native.py does not load what was built from other sources.
+    define_macros=[('UOTOD_SOURCES', str(zlib.crc32(b''.join(path.read_bytes() for path in SOURCES))))],
     extra_compile_args=[
         '-std=c++17',
         '-O3',

@@ -287,25 +287,30 @@ def test_stopped_setup_stops_what_it_started(stub, tmp_path):
     os.close(reader)
 
 
-def test_wheel_contains_the_whole_package_and_nothing_else(tmp_path):
+@pytest.mark.parametrize('compiler', [True, False], ids=['compiler', 'no compiler'])
+def test_wheel_contains_the_whole_package_and_nothing_else(tmp_path, compiler):
     # From a copy: building leaves folders in the source tree, and what an earlier build left would get in.
     source = tmp_path / 'source'
-    shutil.copytree(ROOT / 'uotod_mmdet', source / 'uotod_mmdet', ignore=shutil.ignore_patterns('__pycache__'))
+    shutil.copytree(ROOT / 'uotod_mmdet', source / 'uotod_mmdet', ignore=shutil.ignore_patterns('__pycache__', '*.so'))
     (source / 'tests').mkdir()
     (source / 'tests' / '__init__.py').touch()
     for name in ('setup.py', 'pyproject.toml', 'LICENSE', 'README.md'):
         if (ROOT / name).exists():
             shutil.copy(ROOT / name, source)
     pip = [sys.executable, '-m', 'pip', 'wheel', '--no-build-isolation', '--no-deps', '--no-index', '-w', tmp_path]
-    done = subprocess.run([*pip, '.'], cwd=source, capture_output=True, text=True)
+    env = os.environ if compiler else {**os.environ, 'CC': '/nowhere/cc', 'CXX': '/nowhere/c++'}
+    done = subprocess.run([*pip, '.'], cwd=source, capture_output=True, text=True, env=env)
     assert done.returncode == 0, done.stdout + done.stderr
 
     (wheel,) = tmp_path.glob('uotod_mmdet-*.whl')
     with zipfile.ZipFile(wheel) as archive:
         names = {name for name in archive.namelist() if '.dist-info/' not in name}
         (metadata,) = (archive.read(name).decode() for name in archive.namelist() if name.endswith('/METADATA'))
-    modules = {str(path.relative_to(source)) for path in (source / 'uotod_mmdet').rglob('*.py')}
-    assert names == modules | {'uotod_mmdet/py.typed'}
+    files = (path for path in (source / 'uotod_mmdet').rglob('*') if path.suffix in ('.py', '.cpp', '.h'))
+    expected = {'uotod_mmdet/py.typed', *(str(path.relative_to(source)) for path in files)}
+    compiled = {name for name in names if name.endswith('.so')}
+    assert names - compiled == expected
+    assert len(compiled) == compiler
 
     required = [line for line in metadata.splitlines() if line.startswith('Requires-Dist') and 'extra ==' not in line]
     assert sorted(line.split()[1] for line in required) == ['filelock', 'numpy', 'packaging', 'scipy', 'tqdm']

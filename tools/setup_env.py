@@ -255,7 +255,9 @@ class Setup:
 
     def state(self) -> dict:
         """Return what decides what a run does, and what it installed."""
-        return {'root': str(ROOT), 'files': [checksum(Path(__file__)), checksum(ROOT / 'setup.py')], 'env': self.env}
+        sources = sorted((ROOT / 'uotod_mmdet' / 'csrc').iterdir())
+        files = [checksum(path) for path in (Path(__file__), ROOT / 'setup.py', *sources)]
+        return {'root': str(ROOT), 'files': files, 'env': self.env}
 
     def is_ready(self) -> bool:
         """Say whether an earlier run came to its end and nothing has changed since."""
@@ -411,7 +413,11 @@ class Setup:
         self.install('--no-build-isolation', '-e', f'{ROOT}[tests,plots]')
 
     def verify(self) -> None:
-        self.demand('import torch, cv2, mmengine, mmcv.ops, mmdet.models, uotod_mmdet', 'The environment does not work')
+        code = (
+            'import torch, cv2, mmengine, mmcv.ops, mmdet.models, uotod_mmdet.native as native; print(native.library)'
+        )
+        if self.demand(code, 'The environment does not work').strip().endswith('None'):
+            say(f'no compiled part of uotod_mmdet: all works, more slowly on a processor; {self.log} may say why')
 
 
 def main(arguments: Optional[list] = None) -> Optional[str]:

@@ -8,13 +8,13 @@ import ctypes
 import importlib.util
 import os
 import platform
+import warnings
+import zlib
+from pathlib import Path
 from typing import Optional, Union
 
 import torch
 from torch import Tensor
-
-VERSION = 1
-"""Of the functions' signatures: a library left over from other sources is not used."""
 
 
 def _load() -> Optional[ctypes.CDLL]:
@@ -24,9 +24,18 @@ def _load() -> Optional[ctypes.CDLL]:
         return None
     try:
         library = ctypes.CDLL(spec.origin)
-        return library if library.uotod_version() == VERSION else None
-    except (OSError, AttributeError):  # built for another system, or from other sources
-        return None
+        sources = sorted((Path(__file__).parent / 'csrc').iterdir())
+        library.uotod_sources.restype = ctypes.c_int64
+        if library.uotod_sources() == zlib.crc32(b''.join(path.read_bytes() for path in sources)):
+            return library
+    except (OSError, AttributeError):  # built for another system, or long ago
+        pass
+    warnings.warn(
+        f'uotod_mmdet: {spec.origin} was built from other sources or for another system and is not used, which costs '
+        'time on a processor. Build it again: make env, or pip install --no-build-isolation -e .',
+        stacklevel=2,
+    )
+    return None
 
 
 library = _load()

@@ -604,7 +604,8 @@ bool is_below(const float *values, long count, double bound) {
 
 }  // namespace
 
-extern "C" int uotod_version() { return 1; }
+// Which sources this was built from.
+extern "C" int64_t uotod_sources() { return UOTOD_SOURCES; }
 
 // Solve `batch` problems of `rows` x `columns`; rho: weight of a side's penalty in units of reg, inf for a constraint.
 // Returns 0, or -1 where memory ran out.
