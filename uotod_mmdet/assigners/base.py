@@ -21,6 +21,7 @@ from uotod_mmdet.costs.pairwise import (
     prior_boxes,
     zero_padding,
 )
+from uotod_mmdet.device import act_if
 from uotod_mmdet.registry import TASK_UTILS
 
 
@@ -113,15 +114,20 @@ class TransportAssigner(BaseAssigner):
         pred_mask = _mask('pred_mask', pred_mask, cost, (batch, num_preds))
         solved = cost.detach().to(torch.promote_types(cost.dtype, torch.float32))
         solved = zero_padding(solved, gt_mask, pred_mask)
-        if not torch.isfinite(solved.sum()) and not torch.isfinite(solved).all():
+
+        def complain() -> None:
+            if torch.isfinite(solved).all():
+                return  # only the sum of finite entries overflowed
             bad = (~torch.isfinite(solved)).flatten(1).sum(1)
             image = int(bad.argmax())
             raise ValueError(
                 f'cost is not finite at {int(bad[image])} of {num_preds * int(gt_mask[image].sum())} pairs of image '
                 f'{image} of the batch: check the predictions for NaN and the costs for fp16 overflow'
             )
-        solved = torch.cat([solved, solved.new_full((batch, num_preds, 1), self.background_cost)], dim=2)
-        return self._plan_of(solved, gt_mask, gt_mass, pred_mask).to(cost.dtype)
+
+        act_if(~torch.isfinite(solved.sum()), complain)
+        background = solved.new_full((batch, num_preds, 1), self.background_cost)
+        return self._plan_of(torch.cat([solved, background], dim=2), gt_mask, gt_mass, pred_mask).to(cost.dtype)
 
     def _plan_of(self, cost: Tensor, gt_mask: Tensor, gt_mass: Optional[Tensor], pred_mask: Tensor) -> Tensor:
         """See :meth:`_plan`; B and N may be 0."""
@@ -142,11 +148,14 @@ class TransportAssigner(BaseAssigner):
         Raises:
             ValueError: See :func:`~uotod_mmdet.costs.batch_cost`.
         """
-        if sum(map(len, batch.gt_instances)) != int(batch.gt_mask.sum()):
+
+        def log_degenerate() -> None:
             for boxes, mask, gts, meta in zip(batch.gt_bboxes, batch.gt_mask, batch.gt_instances, batch.img_metas):
                 degenerate = ~mask[: len(gts)]
                 if degenerate.any():
                     self._log_degenerate(boxes[: len(gts)][degenerate], meta)
+
+        act_if(batch.gt_mask.sum() != sum(len(gt.labels) for gt in batch.gt_instances), log_degenerate)
         num_images, num_preds, num_gts = *batch.bboxes.shape[:2], batch.gt_bboxes.size(1)
         with_background = batch.bboxes.new_empty(num_images, num_preds, num_gts + 1)
         with_background[:, :, -1] = self.background_cost
@@ -157,7 +166,7 @@ class TransportAssigner(BaseAssigner):
             if self.ignore_iof_thr >= 0 and ignored is not None and len(ignored):
                 iof = bbox_overlaps(batch.bboxes[index], as_tensor(ignored.bboxes).to(batch.bboxes), mode='iof')
                 unmatched = plan[index].argmax(1) == cost.size(2)
-                plan[index, unmatched & (iof.amax(1) > self.ignore_iof_thr)] = 0
+                plan[index].masked_fill_((unmatched & (iof.amax(1) > self.ignore_iof_thr))[:, None], 0)
         return cost, plan
 
     @torch.no_grad()

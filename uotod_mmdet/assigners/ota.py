@@ -2,9 +2,11 @@
 
 from typing import Any, Union
 
+import torch
 from torch import Tensor
 
 from uotod_mmdet.costs import Batch, batch_cost
+from uotod_mmdet.device import host_may_wait
 from uotod_mmdet.registry import TASK_UTILS
 
 from .sinkhorn import BalancedSinkhornAssigner
@@ -76,6 +78,8 @@ class OTAAssigner(BalancedSinkhornAssigner):
             terms.append(center)
         if batch.scores is not None:
             terms.append(classification)
-            if bool(((batch.scores >= 0) & (batch.scores <= 1)).all()):
-                batch = batch._replace(scores=batch.scores.logit(eps=1e-6))
+            probabilities = ((batch.scores >= 0) & (batch.scores <= 1)).all()
+            if not host_may_wait(batch.scores) or probabilities:
+                logits = batch.scores.logit(eps=1e-6)
+                batch = batch._replace(scores=torch.where(probabilities, logits, batch.scores))
         return batch_cost(terms, batch, out)

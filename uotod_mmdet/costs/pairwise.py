@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from uotod_mmdet import native
+from uotod_mmdet.device import act_if, host_may_wait, to_device_of
 
 from .log_iou_cost import LogIoUCost
 from .overlaps import pairwise_overlaps
@@ -137,9 +138,8 @@ def batch_cost(match_costs: Sequence, batch: Batch, out: Optional[Tensor] = None
             total = zero_padding(sum(_term(cost, batch) for cost in match_costs), batch.gt_mask, batch.pred_mask)
             out.copy_(total)
             # A sum is not finite if an entry is not, and takes one pass; that of finite entries overflows rarely.
-            bad = not torch.isfinite(total.sum())
-    if bad and not torch.isfinite(out).all():
-        _raise_not_finite(match_costs, batch, out)
+            bad = ~torch.isfinite(total.sum())
+    act_if(torch.as_tensor(bad), lambda: _raise_not_finite(match_costs, batch, out))
     return out
 
 
@@ -196,7 +196,7 @@ def _sum_natively(match_costs: Sequence, batch: Batch, out: Tensor) -> bool:
 
 def zero_padding(cost: Tensor, gt_mask: Tensor, pred_mask: Optional[Tensor]) -> Tensor:
     """Cost (B, N, M) with 0 where ``gt_mask`` (B, M) or ``pred_mask`` (B, N) is False, whatever it held there."""
-    if not cost.is_cuda and gt_mask.all() and (pred_mask is None or pred_mask.all()):
+    if host_may_wait(cost) and gt_mask.all() and (pred_mask is None or pred_mask.all()):
         return cost  # a look at the masks is cheaper than a pass over the cost; on a GPU it would make the host wait
     real = gt_mask[:, None] if pred_mask is None else gt_mask[:, None] & pred_mask[:, :, None]
     return torch.where(real, cost, 0)
@@ -266,7 +266,8 @@ def _image_sizes(batch: Batch) -> Tensor:
     """Width, height, width, height of each image, (B, 4)."""
     if not all('img_shape' in meta for meta in batch.img_metas):
         raise ValueError('BBoxL1Cost needs img_meta with img_shape, which this head does not give the assigner.')
-    return batch.bboxes.new_tensor([[w, h, w, h] for h, w in (meta['img_shape'][:2] for meta in batch.img_metas)])
+    sizes = [[w, h, w, h] for h, w in (meta['img_shape'][:2] for meta in batch.img_metas)]
+    return to_device_of(batch.bboxes, sizes)
 
 
 def _iou(match_cost: IoUCost, batch: Batch) -> Tensor:
@@ -306,15 +307,20 @@ def _check_labels(gt_labels: Tensor, scores: Optional[Tensor]) -> None:
     if scores is None or not gt_labels.numel():
         return
     num_classes = scores.size(-1)
-    if bool(((gt_labels < 0) | (gt_labels >= num_classes)).any()):
+
+    def complain() -> None:
         raise ValueError(
             f'gt_instances.labels holds {gt_labels.min().item()} to {gt_labels.max().item()}, but the scores have '
             f'{num_classes} classes: set num_classes of the head to the number of classes of the data set, and check '
             "the data set's metainfo."
         )
 
+    act_if(((gt_labels < 0) | (gt_labels >= num_classes)).any(), complain)
+
 
 def _raise_not_finite(match_costs: Sequence, batch: Batch, total: Tensor) -> None:
+    if torch.isfinite(total).all():
+        return  # only the sum of finite entries overflowed
     index = int((~torch.isfinite(total)).flatten(1).any(1).nonzero()[0])
     name, bad = 'the sum of the match costs', int((~torch.isfinite(total[index])).sum())
     for match_cost in match_costs:

@@ -25,12 +25,14 @@ def prior_centers_and_sizes(priors: Tensor, prior_format: str = 'auto') -> tuple
     Returns:
         Centres (..., N, 2) and units (..., N, 2), pixels: an anchor's width and height, a point's strides.
     """
-    if prior_format == 'auto':
-        alike = priors.size(-2) > 1 and bool((priors[..., 2] == priors[..., 3]).all())
-        prior_format = 'point' if alike else 'anchor'
+    first, second = priors[..., :2], priors[..., 2:]
     if prior_format == 'point':
-        return priors[..., :2], priors[..., 2:]
-    return (priors[..., :2] + priors[..., 2:]) / 2, priors[..., 2:] - priors[..., :2]
+        return first, second
+    centers, sizes = (first + second) / 2, second - first
+    if prior_format == 'auto' and priors.size(-2) > 1:
+        points = (priors[..., 2] == priors[..., 3]).all()
+        return torch.where(points, first, centers), torch.where(points, second, sizes)
+    return centers, sizes
 
 
 class PriorCost(BaseMatchCost):

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from uotod_mmdet.assigners import match_batch, reads_predicted_boxes
 from uotod_mmdet.costs import make_batch
+from uotod_mmdet.device import act_if
 from uotod_mmdet.losses.checks import full_precision
 from uotod_mmdet.losses.pairs import MIN_WEIGHT, Pairs, check_min_weight, expand, plan_statistics
 
@@ -94,11 +95,14 @@ class DenseHead:
                 for flags, meta in zip(flag_list, batch_img_metas)
             ]
         )
-        if not inside.any(1).all():
+
+        def complain() -> None:
             raise ValueError(
                 'An image has no anchor inside its border. Check the image and anchor sizes, or set '
                 'train_cfg.allowed_border=-1, which keeps anchors that reach over the border.'
             )
+
+        act_if(~inside.any(1).all(), complain)
         predictions = dict(scores=scores.detach(), priors=priors.expand(len(scores), -1, -1))
         if reads_predicted_boxes(self.assigner):
             with torch.no_grad():

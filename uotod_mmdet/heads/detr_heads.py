@@ -16,6 +16,7 @@ from torch import Tensor
 
 from uotod_mmdet.assigners import match_batch
 from uotod_mmdet.costs import make_batch
+from uotod_mmdet.device import to_device_of
 from uotod_mmdet.losses.box_losses import box_losses
 from uotod_mmdet.losses.checks import full_precision
 from uotod_mmdet.losses.pairs import (
@@ -23,6 +24,7 @@ from uotod_mmdet.losses.pairs import (
     check_min_weight,
     classification_losses,
     expand,
+    lists_any_pairs,
     plan_statistics,
 )
 from uotod_mmdet.registry import MODELS
@@ -111,8 +113,8 @@ class DETRHead(mmdet.models.dense_heads.DETRHead):
             num_layers, num_images, num_preds = cls_scores.shape[:3]
             scores = full_precision(cls_scores).flatten(0, 1)
             boxes = full_precision(bbox_preds).flatten(0, 1)  # (L * B, N, 4)
-            sizes = boxes.new_tensor(
-                [[w, h, w, h] for h, w in (meta['img_shape'][:2] for meta in batch_img_metas)]
+            sizes = to_device_of(
+                boxes, [[w, h, w, h] for h, w in (meta['img_shape'][:2] for meta in batch_img_metas)]
             ).repeat(num_layers, 1)
             batch = make_batch(
                 dict(scores=scores.detach(), bboxes=bbox_cxcywh_to_xyxy(boxes.detach()) * sizes[:, None]),
@@ -121,7 +123,7 @@ class DETRHead(mmdet.models.dense_heads.DETRHead):
                 getattr(self.assigner, 'box_source', 'auto'),
                 list(batch_gt_instances_ignore or [None] * num_images) * num_layers,
             )
-            pairs = expand(match_batch(self.assigner, batch), self.min_weight)
+            pairs = expand(match_batch(self.assigner, batch), self.min_weight, few=not lists_any_pairs(self.loss_cls))
 
             def by_layer(values: Tensor) -> Tensor:
                 return values.view(num_layers, -1).sum(1)

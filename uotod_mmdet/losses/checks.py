@@ -1,7 +1,7 @@
 """What the losses ask of their input, and the step they all end with: weight, reduce, look once at the values.
 
 Shapes are checked first; they cost nothing. Value conditions are kept as 0-dim tensors on the input's device and read
-together at the end, so that a forward pass waits for the GPU once. Only a failure is worked out in detail.
+together at the end, on a GPU without waiting for it (see device.py). Only a failure is worked out in detail.
 """
 
 from collections.abc import Callable
@@ -10,6 +10,8 @@ from typing import Optional, Union
 import torch
 from mmdet.models.losses.utils import weight_reduce_loss
 from torch import Tensor
+
+from uotod_mmdet.device import act_if
 
 REDUCTIONS = ('none', 'mean', 'sum')
 
@@ -146,8 +148,8 @@ def checked(
         ValueError: As :func:`reduce_and_check`.
     """
     finite = loss.detach().isfinite().all()
-    if torch.stack([~finite, *(flag for flag, _ in faults)]).any():
-        _raise(owner, pred, weight, avg_factor, faults)
+    bad = torch.stack([~finite, *(flag for flag, _ in faults)]).any()
+    act_if(bad, lambda: _raise(owner, pred, weight, avg_factor, faults))
     return loss
 
 

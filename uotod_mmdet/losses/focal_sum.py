@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from uotod_mmdet import native
+from uotod_mmdet.device import host_may_wait
 
 BLOCK = 1 << 18
 """Entries of a block: some copies of it fit into a processor's second-level cache."""
@@ -21,7 +22,7 @@ BLOCK = 1 << 18
 
 def in_blocks(x: Tensor) -> bool:
     """Whether :func:`focal_sum` is the way for ``x``: on a processor, not on a GPU, for which blocks are too small."""
-    return not x.is_cuda
+    return host_may_wait(x)
 
 
 def softplus(x: Tensor) -> Tensor:

@@ -29,16 +29,21 @@ whose Hessian is one product of the plan with itself.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Optional, Union
 
 import torch
 from torch import Tensor
 
 from uotod_mmdet import native
+from uotod_mmdet.device import host_may_wait
 
 NEWTON_COLUMNS = 128
 """Problems with more columns do without Newton's method, whose steps grow with the square of their number."""
+
+
+NEWTON_STEPS = 30
+"""Steps of Newton's method where the host does not look at the error."""
 
 
 EXACT_BELOW = 128.0
@@ -67,6 +72,7 @@ def sinkhorn(
     absorb_above: Optional[float] = None,
     newton_after: Optional[int] = 40,
     scale: Optional[Tensor] = None,
+    look: Optional[bool] = None,
 ) -> SinkhornResult:
     """Solve a batch of entropic transport problems (see the module's docstring for the problem and the method).
 
@@ -88,6 +94,9 @@ def sinkhorn(
             0: at every look.
         newton_after: Iterations after which a problem that has not converged goes on with Newton's method. None: never.
         scale: Factor of each problem's plan that is returned, (B,). None: 1.
+        look: Whether the host may read the error, to stop as soon as all problems have converged. Without, ``num_iter``
+            iterations are done, or after at most 20 of them :data:`NEWTON_STEPS` of Newton's method; problems that have
+            converged stop moving. None: not on a GPU, where the host would have to wait.
 
     Returns:
         SinkhornResult: Plan, iterations, error, convergence.
@@ -104,14 +113,15 @@ def sinkhorn(
     # A lost entry of the kernel (underflow) and scalings at their limit together stay below float rounding.
     limit = 30.0 if dtype == torch.float32 else 250.0
     absorb_above = limit / 3 if absorb_above is None else float(absorb_above)
-    if dtype == torch.float32 and native.fits(cost):
+    if dtype == torch.float32 and look is not False and native.fits(cost):
         options = num_iter, check_every, -1 if newton_after is None else newton_after, float(tol), absorb_above
         return _solve_natively(cost, a, b, reg, rho_a, rho_b, options, scale)
 
+    look = host_may_wait(cost) if look is None else look
     log_a, log_b = a.double().log(), b.double().log()
     # Where costs are not many times reg, their own precision is enough for the exponents, too.
     log_kernel = cost / -reg.to(dtype)[:, None, None]
-    if dtype != torch.float64 and not log_kernel.abs().amax() < EXACT_BELOW:
+    if dtype != torch.float64 and not (look and log_kernel.abs().amax() < EXACT_BELOW):
         log_kernel = cost.double() / -reg[:, None, None]
     problem = _Problem(
         log_kernel=log_kernel,
@@ -119,9 +129,13 @@ def sinkhorn(
         log_b=log_b,
         rho_a=rho_a,
         rho_b=rho_b,
-        unbalanced=any(isinstance(weight, Tensor) or weight not in (None, math.inf) for weight in (reg_a, reg_b)),
+        constrained_a=reg_a is None or (not isinstance(reg_a, Tensor) and reg_a == math.inf),
+        constrained_b=reg_b is None or (not isinstance(reg_b, Tensor) and reg_b == math.inf),
         dtype=dtype,
     )
+    if not look:
+        result = _solve_without_looking(problem, a, b, num_iter, tol, check_every, newton_after, limit)
+        return result if scale is None else result._replace(plan=result.plan * scale.to(dtype)[:, None, None])
 
     f, g = problem.start()
     done = torch.zeros(batch, dtype=torch.long, device=cost.device)
@@ -184,6 +198,62 @@ def sinkhorn(
     return SinkhornResult(plan, done, error.to(dtype), error <= tol)
 
 
+def _solve_without_looking(
+    problem: '_Problem',
+    a: Tensor,
+    b: Tensor,
+    num_iter: int,
+    tol: float,
+    check_every: int,
+    newton_after: Optional[int],
+    limit: float,
+) -> SinkhornResult:
+    """The same without reading a value on the host: every choice is made on the device, for each problem."""
+    f, g = problem.start()
+    error = torch.full_like(problem.rho_a, math.inf)
+    done = torch.zeros_like(error, dtype=torch.long)
+    newton = newton_after is not None and g.size(1) <= NEWTON_COLUMNS
+    first = min(num_iter, newton_after, 20) if newton else num_iter
+    iteration = 0
+    while iteration < first:
+        steps = min(check_every, first - iteration)
+        iteration += steps
+        moving = ~(error <= tol)
+        # One update by logsumexp, which is safe, and from there the others, which count where floats held them.
+        f, g = _choose(moving, problem.log_steps(f, g, 1), (f, g))
+        state, changes, scalings = problem.scaling(a, b, f, g).steps(problem, max(steps - 1, 1))
+        good = moving & (scalings < limit)
+        f, g = _choose(good, state.potentials(), (f, g))
+        error, done = torch.where(good, changes, error), torch.where(moving, iteration, done)
+    if not newton:
+        return SinkhornResult(problem.plan(f, g), done, error.to(problem.dtype), error <= tol)
+
+    state, radius, last_good = problem.semi_dual(g), torch.full_like(error, 4.0), torch.ones_like(error) > 0
+    for step in range(min(NEWTON_STEPS, num_iter - first) + 1):
+        sinkhorn_g = problem.new_g(g - state.sums.log())
+        error = problem.largest(torch.zeros_like(f), sinkhorn_g - g)
+        moving = ~(error <= tol)
+        if step == min(NEWTON_STEPS, num_iter - first):
+            break
+        change = problem.newton_step(state, g)
+        change = torch.maximum(torch.minimum(change, radius[:, None]), -radius[:, None])
+        # Where the last step did not raise the dual, an update by Sinkhorn, which always does.
+        (trial,) = _choose(last_good, (g + change,), (sinkhorn_g,))
+        new_state = problem.semi_dual(trial)
+        good = ~last_good | (new_state.value >= state.value - 10 * torch.finfo(problem.dtype).eps * state.value.abs())
+        accepted = moving & good
+        g, *fields = _choose(accepted, (trial, *new_state), (g, *state))
+        state = _SemiDual(*fields)
+        radius = torch.where(good, 4 * radius, (radius / 8).clamp(min=0.1))
+        last_good, done = good, torch.where(moving, done + 1, done)
+    return SinkhornResult(state.plan, done, error.to(problem.dtype), error <= tol)
+
+
+def _choose(mask: Tensor, first: Sequence[Tensor], second: Sequence[Tensor]) -> list[Tensor]:
+    """From each pair of tensors (B, ...) the first where mask (B,) is True."""
+    return [torch.where(mask.view(-1, *[1] * (x.dim() - 1)), x, y) for x, y in zip(first, second)]
+
+
 def _solve_natively(
     cost: Tensor,
     a: Tensor,
@@ -211,11 +281,16 @@ class _Problem(NamedTuple):
     log_b: Tensor  # (B, K)
     rho_a: Tensor  # (B,) reg_a / reg
     rho_b: Tensor  # (B,) reg_b / reg
-    unbalanced: bool
+    constrained_a: bool  # whether rho_a is inf for every problem
+    constrained_b: bool
     dtype: torch.dtype  # of the cost
 
+    @property
+    def unbalanced(self) -> bool:
+        return not (self.constrained_a and self.constrained_b)
+
     def select(self, index: Tensor) -> '_Problem':
-        return _Problem(*(tensor[index] for tensor in self[:-2]), self.unbalanced, self.dtype)
+        return _Problem(*(tensor[index] for tensor in self[:-3]), *self[-3:])
 
     def plan(self, f: Tensor, g: Tensor) -> Tensor:
         """The plan of the dual potentials f (B, N) and g (B, K), in the precision of the cost."""
@@ -384,7 +459,8 @@ class _Scaling(NamedTuple):
     def steps(self, problem: _Problem, steps: int) -> tuple['_Scaling', Tensor, Tensor]:
         """Iterate; returns the new state, the error (B,) and the largest |log u| or |log v| (B,)."""
         kernel, transposed, a, b, u, v, f, g = self
-        update_u, update_v = _update(a, f, problem.rho_a), _update(b, g, problem.rho_b)
+        update_u = _update(a, f, problem.rho_a, problem.constrained_a)
+        update_v = _update(b, g, problem.rho_b, problem.constrained_b)
         row_sums = torch.bmm(v[:, None], transposed)[:, 0]
         for _ in range(steps):
             u = update_u(row_sums)
@@ -403,10 +479,10 @@ class _Scaling(NamedTuple):
         return state, problem.largest(row_change, column_change), scalings
 
 
-def _update(mass: Tensor, potential: Tensor, rho: Tensor) -> Callable[[Tensor], Tensor]:
+def _update(mass: Tensor, potential: Tensor, rho: Tensor, constrained: bool) -> Callable[[Tensor], Tensor]:
     """From sums over the scaled kernel to the scaling of a side, (B, n), 0 where the side is empty."""
     tiny = torch.finfo(mass.dtype).tiny
-    if bool(rho.isinf().all()):
+    if constrained:
         return lambda sums: mass / sums.clamp(min=tiny)
     power = (1 - 1 / (rho + 1))[:, None]
     factor = torch.where(mass > 0, ((power - 1) * potential).exp(), 0).to(mass.dtype)

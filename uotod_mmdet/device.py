@@ -1,0 +1,46 @@
+"""What the host does about values on a GPU without waiting for them."""
+
+from collections import deque
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+
+def host_may_wait(tensor: Tensor) -> bool:
+    """Whether the host may read values of the tensor; on a GPU it would wait for all work that is queued there."""
+    return not tensor.is_cuda
+
+
+def to_device_of(tensor: Tensor, values: Sequence) -> Tensor:
+    """The values as a tensor of the dtype and on the device of ``tensor``."""
+    return torch.tensor(values, dtype=tensor.dtype).to(tensor.device, non_blocking=True)
+
+
+def act_if(flag: Tensor, act: Callable[[], None]) -> None:
+    """Call ``act``, which raises or logs, if ``flag`` (a bool, ()) is true.
+
+    Where the host may not wait, that is done during a later call, most often of the next iteration, as soon as the flag
+    has arrived.
+    """
+    if host_may_wait(flag):
+        if flag:
+            act()
+        return
+    while _sent and _sent[0][1].query():
+        arrived, _, earlier_act = _sent.popleft()
+        if arrived:
+            earlier_act()
+    _sent.append((*_send(flag), act))
+
+
+_sent: deque = deque()
+
+
+def _send(flag: Tensor) -> tuple[Tensor, torch.cuda.Event]:
+    """A place on the host where the flag will be, and the event that it is there."""
+    place = torch.empty((), dtype=torch.bool, pin_memory=True)
+    place.copy_(flag, non_blocking=True)
+    event = torch.cuda.Event()
+    event.record(torch.cuda.current_stream(flag.device))
+    return place, event
