@@ -439,4 +439,5 @@ def test_the_example_of_the_readme_runs():
     names = {}
     exec(example.split('```')[0], names)
     assert torch.isfinite(names['loss']) and names['loss'] > 0
+    assert names['boxes'].grad.abs().sum() > 0  # something is matched
     assert all(torch.isfinite(names[leaf].grad).all() for leaf in ('logits', 'boxes'))

@@ -36,6 +36,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 import uotod_mmdet.losses as ours
+from uotod_mmdet import native
 from uotod_mmdet.assigners import match_batch
 from uotod_mmdet.costs import make_batch
 from uotod_mmdet.datasets.color_boxes import make_color_boxes
@@ -46,17 +47,18 @@ ROOT = Path(__file__).resolve().parent.parent
 Calls = dict[str, Callable[[], object]]
 
 
-def synchronize(device: str) -> None:
-    if device == 'cuda':
-        torch.cuda.synchronize()
-
-
 def seconds(call: Callable[[], object], device: str) -> float:
     """How long one call takes."""
-    synchronize(device)
+    if device == 'cuda':
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        torch.cuda.synchronize()
+        start.record()
+        call()
+        end.record()
+        torch.cuda.synchronize()
+        return start.elapsed_time(end) / 1e3
     start = time.perf_counter()
     call()
-    synchronize(device)
     return time.perf_counter() - start
 
 
@@ -492,7 +494,9 @@ def machine() -> str:
     processor = names[0] if names else platform.machine()
     gpu = f', {torch.cuda.get_device_name()}' if torch.cuda.is_available() else ''
     threads = torch.get_num_threads()
-    return f'{processor}, {threads} threads{gpu}, torch {torch.__version__}, Python {platform.python_version()}'
+    compiled = 'with' if native.library else 'without'
+    versions = f'torch {torch.__version__}, Python {platform.python_version()}'
+    return f'{processor}, {threads} threads{gpu}, {versions}, {compiled} the compiled part'
 
 
 def main() -> None:

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <memory>
 #include <new>
 #include <type_traits>
 #include <vector>
@@ -161,16 +162,17 @@ class Solver {
     long rows = 0, width = 0, tiles = 0;  // of the problem
     long columns = 0;                     // that have mass; the others are left out
     std::vector<long> places;             // of these in the problem
-    std::vector<T> exponents;     // of the kernel without potentials
-    std::vector<float> kernel;    // with those that are absorbed
+    size_t capacity = 0;
+    std::unique_ptr<T[]> exponents;   // of the kernel without potentials
+    std::unique_ptr<float[]> kernel;  // with those that are absorbed
     std::vector<float> lanes;     // for each column, eight partial sums
     std::vector<V> peaks;         // likewise
     std::vector<float> masses;    // of the columns
     std::vector<double> column_sums, hessian, gradient, new_f, new_g;
     Side a, b;
 
-    const T *exponent(long tile) const { return exponents.data() + tile * columns * ROWS; }
-    float *entries(long tile) { return kernel.data() + tile * columns * ROWS; }
+    const T *exponent(long tile) const { return exponents.get() + tile * columns * ROWS; }
+    float *entries(long tile) { return kernel.get() + tile * columns * ROWS; }
 
     static V vector(const T *from) {
         V x;
@@ -193,12 +195,15 @@ class Solver {
             if (mass_b[j] > 0) places.push_back(j), masses.push_back(mass_b[j]);
         columns = (long)places.size();
         const size_t size = tiles * ROWS * columns;
-        if (exponents.size() < size) exponents.resize(size), kernel.resize(size);
+        if (capacity < size) {  // not filled, as a vector would be
+            exponents.reset(new T[size]), kernel.reset(new float[size]);
+            capacity = size;
+        }
         lanes.resize(columns * 8), peaks.resize(columns), column_sums.resize(columns);
         a.fill(mass_a, rows, tiles * ROWS, rho_a), b.fill(masses.data(), columns, (columns + 7) / 8 * 8, rho_b);
         const T scale = (T)(-1.0 / reg);
         for (long i = 0; i < a.count; i += 8) {
-            T *to = exponents.data() + i / ROWS * columns * ROWS + i % ROWS;
+            T *to = exponents.get() + i / ROWS * columns * ROWS + i % ROWS;
             const f8 row_masses = load(&a.mass[i]);
             for (long j = 0; j < columns; j += 8) {
                 const long count = std::min(columns - j, 8L);
