@@ -255,3 +255,19 @@ def test_threads_make_no_difference():
     for others in results[1:]:
         for first, other in zip(results[0], others):
             assert torch.equal(first, other)
+
+
+@compiled
+def test_gradients_of_plans_are_not_lost():
+    plan = random_plan(2).requires_grad_()
+    pairs = expand(plan)
+    boxes = random_boxes(100, generator=torch.Generator().manual_seed(0))
+    loss = box_losses(GIoULoss(), boxes, boxes[:12] + 1, pairs).sum()
+    scores = torch.randn(100, 5, generator=torch.Generator().manual_seed(0))
+    labels = torch.zeros_like(pairs.rows)
+    loss = loss + classification_losses(CrossEntropyLoss(), scores, labels, 4, pairs, lambda: None).sum()
+    (gradient,) = torch.autograd.grad(loss, plan)
+    assert gradient.abs().sum() > 0
+    cost, a, b = transport_problem(seed=0)
+    result = sinkhorn(cost.requires_grad_(), a, b, 0.1, num_iter=10)
+    assert result.plan.requires_grad

@@ -37,7 +37,8 @@ def box_losses(
     """
     known = type(loss) is GIoULoss if not relative else type(loss) is L1Loss
     known = known or (type(loss) is L1Loss and sizes is None)
-    if known and len(pairs.rows) and native.fits(boxes, gt_bboxes) and not gt_bboxes.requires_grad:
+    constant = not (gt_bboxes.requires_grad or pairs.weight.requires_grad)
+    if known and constant and len(pairs.rows) and native.fits(boxes, gt_bboxes, pairs.weight):
         eps = float(loss.eps) if isinstance(loss, GIoULoss) else -1.0
         return _NativeBoxLosses.apply(boxes, gt_bboxes, pairs, sizes, eps, float(loss.loss_weight))
     preds, targets = boxes.index_select(0, pairs.rows), gt_bboxes.index_select(0, pairs.gts)

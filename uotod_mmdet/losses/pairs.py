@@ -107,7 +107,7 @@ def expand(plan: Tensor, min_weight: float = MIN_WEIGHT, few: bool = True) -> Pa
     """
     check_min_weight(min_weight)
     num_images, num_preds, columns = plan.shape
-    if native.fits(plan) and plan.dtype == torch.float32:
+    if native.fits(plan) and plan.dtype == torch.float32 and not plan.requires_grad:
         parts = torch.empty(torch.get_num_threads(), dtype=torch.long)
         call = partial(native.call, 'uotod_expand', plan, num_images, num_preds, columns - 1, float(min_weight), parts)
         call(0, 0, 0, 0, 0, 0)
@@ -279,7 +279,8 @@ def _softmax_losses(
     """:func:`classification_losses` of a softmax cross-entropy."""
     rows, columns = scores.shape
     background, weights = pairs.background, pairs.weight
-    if num_negatives is None and native.fits(scores, background, labels, weights) and scores.dtype == torch.float32:
+    fits = native.fits(scores, background, labels, weights) and scores.dtype == torch.float32
+    if num_negatives is None and fits and not weights.requires_grad:
         if loss_cls.class_weight is not None:
             class_weight = to_device_of(scores, loss_cls.class_weight)
             background, weights = background * class_weight[background_label], weights * class_weight[labels]

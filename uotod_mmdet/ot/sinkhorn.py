@@ -113,7 +113,8 @@ def sinkhorn(
     # A lost entry of the kernel (underflow) and scalings at their limit together stay below float rounding.
     limit = 30.0 if dtype == torch.float32 else 250.0
     absorb_above = limit / 3 if absorb_above is None else float(absorb_above)
-    if dtype == torch.float32 and look is not False and native.fits(cost):
+    differentiated = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (cost, a, b))
+    if dtype == torch.float32 and look is not False and not differentiated and native.fits(cost):
         options = num_iter, check_every, -1 if newton_after is None else newton_after, float(tol), absorb_above
         return _solve_natively(cost, a, b, reg, rho_a, rho_b, options, scale)
 
