@@ -9,7 +9,7 @@ from mmdet.registry import MODELS
 from mmengine.hub import get_config
 from mmengine.registry import init_default_scope
 from mmengine.structures import InstanceData
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from uotod_mmdet import device, native
 from uotod_mmdet.losses.pairs import expand
@@ -77,7 +77,10 @@ def test_no_value_is_read_in_a_training_step_with_sinkhorn(as_on_a_gpu, name, as
         gts = [InstanceData(bboxes=torch.rand(m, 4), labels=torch.zeros(m, dtype=torch.long)) for m in (2, 1)]
         losses = head.loss_by_feat(scores, boxes, gts, METAS)
         total = sum(value for name, value in losses.items() if 'loss' in name)
-        torch.autograd.grad(total, [scores, boxes])
+        gradients = torch.autograd.grad(total, [scores, boxes])
+        assert [gradient.shape for gradient in gradients] == [scores.shape, boxes.shape]
+        with pytest.raises(DataDependentOutputException):
+            bool(total > 0)
 
 
 @pytest.mark.parametrize('assigner', ['BalancedSinkhornAssigner', 'UnbalancedSinkhornAssigner'])
