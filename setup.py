@@ -17,7 +17,7 @@ SOURCES = sorted((ROOT / 'uotod_mmdet' / 'csrc').iterdir())
 NATIVE = Extension(
     'uotod_mmdet._native',
     sources=[str(path.relative_to(ROOT)) for path in SOURCES if path.suffix == '.cpp'],
-    depends=['uotod_mmdet/csrc/vector.h'],
+    depends=[str(path.relative_to(ROOT)) for path in SOURCES if path.suffix == '.h'],
     # uotod_mmdet/native.py does not load what was built from other sources.
     define_macros=[('UOTOD_SOURCES', str(zlib.crc32(b''.join(path.read_bytes() for path in SOURCES))))],
     extra_compile_args=[

@@ -1,6 +1,7 @@
 """Measure ours against others in one run: ``python tools/benchmark.py all``, or one of its parts.
 
-Both sides are measured in the same process, taking turns; tables show medians, quartiles and ratios. Peak memory is
+Both sides are measured in the same process, taking turns; tables show medians, quartiles and ratios. A turn begins with
+two calls that are not timed, or it would pay for giving back the memory that the other side has left. Peak memory is
 what the process grew by at its highest during one call (``--device cuda``: what torch allocated). Peers: mmdet's
 losses, assigner and heads; POT's batch solver (pip install POT); lapx's batch solver (pip install lapx); uotod's
 DetectionLoss (pip install --no-deps uotod) and the formulas behind it.
@@ -86,11 +87,10 @@ def peak_memory(call: Callable[[], object], device: str) -> float:
 
 def compare(title: str, calls: Calls, args: argparse.Namespace) -> None:
     """Measure the calls, taking turns, and print and keep a table; ratios are to the first."""
-    for call in calls.values():
-        call()  # warm up
     times: dict[str, list[float]] = {name: [] for name in calls}
     for _ in tqdm(range(args.repeats), desc=title, leave=False, disable=None):
         for name, call in calls.items():
+            call(), call()
             times[name].append(1e3 * seconds(call, args.device))
     rows = {name: dict(median_ms=statistics.median(times[name])) for name in calls}
     base = next(iter(rows.values()))
@@ -511,6 +511,7 @@ def main() -> None:
         parser.error('--repeats must be at least 2')
     args.lines, args.numbers = [], {}
     init_default_scope('mmdet')
+    torch.empty(31 << 20, dtype=torch.uint8)  # as in training: glibc keeps some freed memory only once it saw much
     print(machine())
     for name, part in PARTS.items():
         if args.part in ('all', name):
@@ -522,7 +523,8 @@ def main() -> None:
             '# Benchmarks',
             '',
             f'Made by `python tools/benchmark.py {args.part} --out {args.out.name}` on {args.device}: {machine()}.',
-            f'Medians of {args.repeats} rounds in which all sides take turns; ratios are to the first row.',
+            f'Medians of {args.repeats} rounds in which all sides take turns: two calls untimed, one timed.',
+            'Ratios are to the first row.',
             '',
         ]
         args.out.write_text('\n'.join([*head, *args.lines]))

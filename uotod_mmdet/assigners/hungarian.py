@@ -5,6 +5,7 @@ from typing import Optional
 import torch
 from torch import Tensor
 
+from uotod_mmdet import native
 from uotod_mmdet.ot import assignment
 from uotod_mmdet.registry import TASK_UTILS
 
@@ -24,6 +25,10 @@ class HungarianAssigner(TransportAssigner):
 
     def _plan(self, cost: Tensor, gt_mask: Tensor, gt_mass: Optional[Tensor], pred_mask: Tensor) -> Tensor:
         columns = assignment(cost[:, :, :-1], gt_mask, pred_mask)
+        if native.fits(cost, columns):
+            plan, mask = torch.empty_like(cost), pred_mask.contiguous()
+            native.call('uotod_one_hot', columns, mask, self.background, columns.numel(), cost.size(2), plan)
+            return plan
         index = torch.where(columns < 0, cost.size(2) - 1, columns)[:, :, None]
         weight = pred_mask if self.background else columns >= 0
         return torch.zeros_like(cost).scatter_(2, index, weight[:, :, None].to(cost.dtype))

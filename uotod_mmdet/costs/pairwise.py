@@ -9,7 +9,6 @@ from mmdet.models.task_modules.assigners.match_cost import BBoxL1Cost, Classific
 from mmdet.structures.bbox import bbox_overlaps, bbox_xyxy_to_cxcywh
 from mmengine.structures import InstanceData
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from uotod_mmdet import native
 from uotod_mmdet.device import act_if, host_may_wait, to_device_of
@@ -93,8 +92,8 @@ def make_batch(
             f'box_source={box_source!r} does not fit predictions that hold {sorted(fields)}: '
             'this head gives the assigner ' + ('no priors.' if 'bboxes' in fields else "priors only; use 'auto'.")
         )
-    gt_bboxes = pad_sequence([as_tensor(gt.bboxes) for gt in gt_instances], batch_first=True).to(fields['bboxes'])
-    gt_labels = pad_sequence([gt.labels for gt in gt_instances], batch_first=True)
+    gt_bboxes, gt_labels = pad([as_tensor(gt.bboxes) for gt in gt_instances], [gt.labels for gt in gt_instances])
+    gt_bboxes = gt_bboxes.to(fields['bboxes'])
     _check_labels(gt_labels, fields.get('scores'))
     return Batch(
         bboxes=fields['bboxes'],
@@ -109,6 +108,19 @@ def make_batch(
         gt_instances_ignore=gt_instances_ignore or [None] * len(gt_instances),
         img_metas=img_metas or [{}] * len(gt_instances),
     )
+
+
+def pad(*fields: Sequence[Tensor]) -> list[Tensor]:
+    """From what each image has, (M_i, ...), to (B, M, ...), zero where an image has less; torch pads one at a time."""
+    counts = [len(values) for values in fields[0]]
+    places = torch.arange(max(counts), device=fields[0][0].device)
+    real = places < to_device_of(places, counts)[:, None]
+    padded = []
+    for field in fields:
+        values = torch.cat(list(field))
+        mask = real.view(*real.shape, *[1] * (values.dim() - 1))
+        padded.append(values.new_zeros(*real.shape, *values.shape[1:]).masked_scatter_(mask, values))
+    return padded
 
 
 def batch_cost(match_costs: Sequence, batch: Batch, out: Optional[Tensor] = None) -> Tensor:

@@ -31,8 +31,8 @@ f8 at_least(f8 x, float low) { return x < low ? all(low) : x; }
 // A term and its ground truths: four coordinates or one label for each, padded to whole vectors, image by image.
 class Costs {
    public:
-    Costs(const Term &term, long images, long preds, long gts)
-        : term_(term), preds_(preds), gts_(gts), width_(padded(gts)) {
+    Costs(const Term &term, long images, long gts)
+        : term_(term), gts_(gts), width_(padded(gts)) {
         if (term.kind == SOFTMAX || term.kind == FOCAL) {
             labels_.assign(images * width_, 0);
             for (long image = 0; image < images; ++image)
@@ -50,24 +50,24 @@ class Costs {
     }
 
     // Add the costs of a prediction with the first `count` ground truths to `sum`; `scratch` holds the classes.
-    void add(long row, long count, float *sum, float *scratch) const {
+    void add(long image, long row, long count, float *sum, float *scratch) const {
         if (term_.kind == GIVEN) {
             const float *from = term_.of_preds + row * gts_;
             for (long j = 0; j < count; ++j) sum[j] += from[j];
         } else if (term_.kind == SOFTMAX) {
-            add_softmax(row, count, sum, scratch);
+            add_softmax(image, row, count, sum, scratch);
         } else if (term_.kind == FOCAL) {
-            add_focal(row, count, sum);
+            add_focal(image, row, count, sum);
         } else if (term_.kind == L1) {
-            add_l1(row, count, sum);
+            add_l1(image, row, count, sum);
         } else {
-            add_overlaps(row, count, sum);
+            add_overlaps(image, row, count, sum);
         }
     }
 
    private:
     Term term_;
-    long preds_, gts_, width_;
+    long gts_, width_;
     std::vector<float> boxes_;
     std::vector<int32_t> labels_;
 
@@ -83,8 +83,8 @@ class Costs {
         for (long axis = 0; axis < 4; ++axis) box[axis] /= term_.sizes[image * 4 + axis];
     }
 
-    void add_overlaps(long row, long count, float *sum) const {
-        const float *gt = boxes_.data() + row / preds_ * 4 * width_, *box = term_.of_preds + row * 4;
+    void add_overlaps(long image, long row, long count, float *sum) const {
+        const float *gt = boxes_.data() + image * 4 * width_, *box = term_.of_preds + row * 4;
         const float weight = (float)term_.weight, eps = (float)term_.eps, least = 1e-6f;
         const f8 x1 = all(box[0]), y1 = all(box[1]), x2 = all(box[2]), y2 = all(box[3]);
         const f8 side_x = x2 - x1, side_y = y2 - y1, zero = {};
@@ -107,10 +107,10 @@ class Costs {
         }
     }
 
-    void add_l1(long row, long count, float *sum) const {
-        const float *gt = boxes_.data() + row / preds_ * 4 * width_;
+    void add_l1(long image, long row, long count, float *sum) const {
+        const float *gt = boxes_.data() + image * 4 * width_;
         float box[4];
-        read(term_.of_preds + row * 4, row / preds_, box);
+        read(term_.of_preds + row * 4, image, box);
         for (long j = 0; j < count; j += 8) {
             f8 value = {};
             for (long axis = 0; axis < 4; ++axis) value += abs8(load(gt + axis * width_ + j) - box[axis]);
@@ -119,29 +119,33 @@ class Costs {
     }
 
     // The probability of the ground truth's class.
-    void add_softmax(long row, long count, float *sum, float *scratch) const {
-        const long classes = term_.classes;
-        const float *scores = term_.of_preds + row * classes;
-        const long whole = classes / 8 * 8;
-        f8 rest = all(-1e30f), total = {};  // the total is NaN where a score is NaN or +inf
-        for (long c = whole; c < classes; ++c) rest[c - whole] = scores[c];
-        f8 most = rest;
-        for (long c = 0; c < whole; c += 8) most = max8(load(scores + c), most);
-        const float largest = largest8(most);
+    void add_softmax(long image, long row, long count, float *sum, float *scratch) const {
+        const float *scores = term_.of_preds + row * term_.classes;
+        float few[8];
+        if (term_.classes < 8) {
+            std::fill(few, few + 8, -1e30f);
+            scores = std::copy(scores, scores + term_.classes, few) - term_.classes;
+        }
+        const long classes = std::max(term_.classes, (int64_t)8), last = classes - 8;
+        f8 size = {}, total = {};  // the total is NaN where a score is NaN or +inf
+        for (long c = 0; c < classes; c += 8) size = max8(abs8(load(scores + std::min(c, last))), size);
+        const bool small = largest8(size) <= 40;  // then exponentials need neither care nor the largest score
+        const float largest = small ? 0.0f : *std::max_element(scores, scores + classes);
         for (long c = 0; c < classes; c += 8) {
-            const f8 x = exp8((c < whole ? load(scores + c) : rest) - largest);
-            store(scratch + c, x);
-            total += x;
+            const long from = std::min(c, last);  // the last vector may hold scores that the one before it holds
+            const f8 x = load(scores + from), value = small ? exp8_inside(x) : exp8(x - largest), zero = {};
+            store(scratch + from, value);
+            total += lanes8() >= (int32_t)(c - from) ? value : zero;
         }
         const float scale = (float)term_.weight / sum8(total);
-        const int32_t *label = labels_.data() + row / preds_ * width_;
+        const int32_t *label = labels_.data() + image * width_;
         for (long j = 0; j < count; ++j) sum[j] += scratch[label[j]] * scale;
     }
 
     // mmdet's FocalLossCost.
-    void add_focal(long row, long count, float *sum) const {
+    void add_focal(long image, long row, long count, float *sum) const {
         const float *score = term_.of_preds + row * term_.classes;
-        const int32_t *label = labels_.data() + row / preds_ * width_;
+        const int32_t *label = labels_.data() + image * width_;
         const float alpha = (float)term_.alpha, gamma = (float)term_.gamma, eps = (float)term_.eps;
         const auto power = [gamma](f8 x) { return gamma == 2 ? x * x : exp8(gamma * log8(max8(x, all(1e-37f)))); };
         for (long j = 0; j < count; j += 8) {
@@ -168,7 +172,7 @@ extern "C" int uotod_costs(const Term *terms, int64_t count, const uint8_t *gt_m
     std::vector<Costs> costs;
     long classes = 0;
     for (int64_t number = 0; number < count; ++number) {
-        costs.emplace_back(terms[number], images, preds, gts);
+        costs.emplace_back(terms[number], images, gts);
         classes = std::max(classes, (long)terms[number].classes);
     }
     std::vector<int32_t> real(images * width, 0);
@@ -183,10 +187,11 @@ extern "C" int uotod_costs(const Term *terms, int64_t count, const uint8_t *gt_m
         float *sum = buffers.data() + part * (width + padded(classes)), *scratch = sum + width;
         const int64_t rows = images * preds, first = rows * part / threads, last = rows * (part + 1) / threads;
         for (int64_t row = first; row < last; ++row) {
+            const int64_t image = row / preds;
             std::fill(sum, sum + width, 0.0f);
             if (!pred_mask || pred_mask[row])
-                for (const auto &term : costs) term.add(row, ends[row / preds], sum, scratch);
-            const int32_t *mask = real.data() + row / preds * width;
+                for (const auto &term : costs) term.add(image, row, ends[image], sum, scratch);
+            const int32_t *mask = real.data() + image * width;
             f8 fault = {};
             for (long j = 0; j < width; j += 8) {
                 i8 on;

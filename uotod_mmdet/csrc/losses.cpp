@@ -6,6 +6,7 @@
 #include <new>
 #include <vector>
 
+#include "memory.h"
 #include "vector.h"
 
 namespace {
@@ -19,8 +20,7 @@ int64_t first_pair(const int64_t *rows, int64_t pairs, int64_t row) {
 inline f8 load_rest(const float *x, int64_t columns, float filler) {
     const int64_t count = columns % 8;
     if (columns >= 8) {
-        const i8 lane = {0, 1, 2, 3, 4, 5, 6, 7};
-        return lane >= 8 - (int32_t)count ? load(x + columns - 8) : all(filler);
+        return lanes8() >= 8 - (int32_t)count ? load(x + columns - 8) : all(filler);
     }
     f8 rest = all(filler);
     for (int64_t lane = 0; lane < count; ++lane) rest[lane] = x[lane];
@@ -180,11 +180,12 @@ struct Background {
     float gamma;
 
     inline f8 operator()(f8 x, f8 &slope) const {
-        const f8 t = exp8(-abs8(x)), u = 1.0f + t;
-        const f8 log1p = log8(u) + (t - (u - 1.0f)) / u;  // Kahan: to the last digit where t is small, too
-        const f8 zero = {}, one = all(1.0f);
-        const f8 loss = (x < zero ? zero : x) + log1p, prob = (x < zero ? t : one) / u;
-        const f8 rest = (x < zero ? one : t) / u;
+        const f8 t = exp8(-abs8(x)), inverse = 1.0f / ((1.0f + t) * (2.0f + t));
+        const f8 likely = inverse * (2.0f + t), unlikely = t * likely;
+        const f8 log1p = 2.0f * atanh8(t * (1.0f + t) * inverse);  // to the last digits where t is small, too
+        const f8 zero = {};
+        const f8 loss = (x < zero ? zero : x) + log1p, prob = x < zero ? unlikely : likely;
+        const f8 rest = x < zero ? likely : unlikely;
         const f8 factor = gamma == 2 ? prob * prob : exp8(gamma * ((x > zero ? zero : x) - log1p));
         slope = factor * (prob + gamma * loss * rest);
         return factor * loss;
@@ -203,6 +204,7 @@ extern "C" int uotod_focal_losses(const float *logits, int64_t rows, int64_t col
     const Background background{(float)gamma};
     const int64_t whole = columns / 8 * 8;
     std::vector<float> buffers(threads * (columns + 8));
+    expect_writes(gradient, rows * columns * (int64_t)sizeof(float));
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int part = 0; part < threads; ++part) {
         float *buffer = buffers.data() + part * (columns + 8);

@@ -18,6 +18,8 @@ static inline f8 load(const float *from) {
 
 static inline void store(float *to, f8 x) { std::memcpy(to, &x, sizeof x); }
 
+static inline i8 lanes8() { return i8{0, 1, 2, 3, 4, 5, 6, 7}; }
+
 static inline f8 min8(f8 x, f8 y) { return x < y ? x : y; }
 static inline f8 max8(f8 x, f8 y) { return x > y ? x : y; }
 static inline f8 abs8(f8 x) { return (f8)((i8)x & 0x7fffffff); }
@@ -65,13 +67,11 @@ static inline float largest8(f8 x) {
     return x[0] > x[1] ? x[0] : x[1];
 }
 
-// exp to about two units in the last place; 0 below -87.3, what lies above 88 counts as 88, and NaN stays NaN.
-// Coefficients: Cephes.
-static inline f8 exp8(f8 x) {
-    const f8 below = x > 88.0f ? all(88.0f) : x, clipped = below < -87.3f ? all(-87.3f) : below;
+// exp of -87.3 to 88 to about two units in the last place. Coefficients: Cephes.
+static inline f8 exp8_inside(f8 x) {
     const f8 rounding = all(12582912.0f);  // 1.5 * 2^23: adding it rounds to a whole number
-    const f8 n = (clipped * 1.44269504088896341f + rounding) - rounding;
-    const f8 r = clipped - n * 0.693359375f + n * 2.12194440e-4f;
+    const f8 n = (x * 1.44269504088896341f + rounding) - rounding;
+    const f8 r = x - n * 0.693359375f + n * 2.12194440e-4f;
     f8 p = r * 1.9875691500e-4f + 1.3981999507e-3f;
     p = p * r + 8.3334519073e-3f;
     p = p * r + 4.1665795894e-2f;
@@ -79,7 +79,13 @@ static inline f8 exp8(f8 x) {
     p = p * r + 5.0000001201e-1f;
     p = p * (r * r) + r + 1.0f;
     const i8 power = (__builtin_convertvector(n, i8) + 127) << 23;
-    return x < -87.3f ? all(0.0f) : p * (f8)power;
+    return p * (f8)power;
+}
+
+// exp of any number: 0 below -87.3, what lies above 88 counts as 88, and NaN stays NaN.
+static inline f8 exp8(f8 x) {
+    const f8 below = x > 88.0f ? all(88.0f) : x, clipped = below < -87.3f ? all(-87.3f) : below;
+    return x < -87.3f ? all(0.0f) : exp8_inside(clipped);
 }
 
 // log of positive normal numbers to about one unit in the last place. Coefficients: Cephes.
@@ -97,4 +103,14 @@ static inline f8 log8(f8 x) {
     p = p * m - 2.4999993993e-1f;
     p = p * m + 3.3333331174e-1f;
     return e * 0.693359375f + (m + (p * m * square - e * 2.12194440e-4f - square * 0.5f));
+}
+
+// artanh of 0 to 1/3, to about two units in the last place. Coefficients: Chebyshev fit of artanh(z) / z in z^2, whose
+// relative error is 4e-9.
+static inline f8 atanh8(f8 z) {
+    const f8 square = z * z;
+    f8 p = square * 1.408732863e-1f + 1.398070942e-1f;
+    p = p * square + 2.001242686e-1f;
+    p = p * square + 3.333315797e-1f;
+    return z + z * square * p;
 }

@@ -8,10 +8,9 @@ from mmdet.models.losses import QualityFocalLoss, VarifocalLoss
 from mmdet.structures.bbox import bbox_overlaps
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
 
 from uotod_mmdet.assigners import match_batch
-from uotod_mmdet.costs import as_tensor, make_batch
+from uotod_mmdet.costs import as_tensor, make_batch, pad
 from uotod_mmdet.registry import MODELS, TASK_UTILS
 
 from .box_losses import box_losses
@@ -314,9 +313,8 @@ class DetectionLoss(nn.Module):
                 raise ValueError(
                     f'{NAME}: target holds {len(target)} images, but pred_logits and pred_boxes hold {batch}.'
                 )
-            labels = pad_sequence([gt.labels for gt in target], batch_first=True)
-            gt_boxes = pad_sequence([as_tensor(gt.bboxes) for gt in target], batch_first=True)
-            mask = pad_sequence([torch.ones_like(gt.labels, dtype=torch.bool) for gt in target], batch_first=True)
+            real = [torch.ones_like(gt.labels, dtype=torch.bool) for gt in target]
+            labels, gt_boxes, mask = pad([gt.labels for gt in target], [as_tensor(gt.bboxes) for gt in target], real)
         if labels.is_floating_point():
             raise TypeError(f'{NAME}: target labels must be integers, columns of pred_logits; got {labels.dtype}.')
 
