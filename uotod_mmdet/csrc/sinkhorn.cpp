@@ -16,7 +16,7 @@
 namespace {
 
 constexpr long PARTS = 8, ROWS = 8 * PARTS;  // vectors and rows of a tile
-constexpr long TILES = 4;            // whose column sums are added in float before they go to double
+constexpr long TILES = 8;            // whose column sums are added in float before they go to double
 constexpr double LIMIT = 30;         // largest logarithm of a scaling that floats hold safely
 constexpr double EXACT_BELOW = 128;  // as in sinkhorn.py
 constexpr long NEWTON_COLUMNS = 128;
@@ -40,6 +40,7 @@ double expm1_of(double x) {
 struct Side {
     long count = 0;  // padded to whole vectors by empty entries
     std::vector<float> mass, factor, scaling, log_scaling;
+    std::vector<float> alive;  // 1 where there is mass and something to send it to, else 0
     std::vector<double> log_mass;
     std::vector<double> absorbed;   // potential inside the kernel, DEAD where empty
     std::vector<double> potential;  // at the last look, likewise
@@ -58,13 +59,14 @@ struct Side {
         }
     }
 
-    bool live(long i) const { return mass[i] > 0 && potential[i] > 0.5 * DEAD; }
-
-    f8 live8(long i) const {
-        f8 x;
-        for (int lane = 0; lane < 8; ++lane) x[lane] = live(i + lane);
-        return x;
+    // To be called with the first potentials.
+    void find_alive() {
+        alive.resize(count);
+        for (long i = 0; i < count; ++i) alive[i] = mass[i] > 0 && potential[i] > 0.5 * DEAD;
     }
+
+    bool live(long i) const { return alive[i] > 0; }
+    f8 live8(long i) const { return load(&alive[i]); }
 
     // Absorb the potentials: scalings are 1.
     void restart() {
@@ -206,14 +208,13 @@ class Solver {
             T *to = exponents.get() + i / ROWS * columns * ROWS + i % ROWS;
             const f8 row_masses = load(&a.mass[i]);
             for (long j = 0; j < columns; j += 8) {
-                const long count = std::min(columns - j, 8L);
+                const long count = std::min(columns - j, 8L), begin = neighbours(j, count);
                 f8 block[8] = {};
                 for (long r = 0; r < 8 && i + r < rows; ++r) {
                     const float *from = cost + (i + r) * width;
-                    if (count == 8 && places[j + 7] == places[j] + 7)
-                        block[r] = load(from + places[j]);
-                    else
-                        for (long k = 0; k < count; ++k) block[r][k] = from[places[j + k]];
+                    if (begin) block[r] = load(from + places[j]);
+                    for (long k = begin; k < count; ++k)
+                        block[r] = lanes8() == (int32_t)k ? all(from[places[j + k]]) : block[r];
                 }
                 transpose8(block);
                 for (long k = 0; k < count; ++k) {
@@ -224,6 +225,14 @@ class Solver {
             }
         }
         error = INF;
+    }
+
+    // How many of `count` columns from the j-th on lie side by side in the problem; 0 where it has not eight from there.
+    long neighbours(long j, long count) const {
+        if (places[j] + 8 > width) return 0;
+        long number = 1;
+        while (number < count && places[j + number] == places[j] + number) ++number;
+        return number;
     }
 
     // Potentials that centre the kernel: the largest entry of each row and column is near 1.
@@ -238,9 +247,9 @@ class Solver {
                     const V x = vector(from + j * ROWS);
                     peak = x > peak ? x : peak;
                 }
-                for (int lane = 0; lane < 8; ++lane)
-                    a.potential[tile * ROWS + r + lane] = peak[lane] > alive ? -(double)peak[lane] : (double)DEAD;
                 const V f = peak > alive ? -peak : every((T)DEAD);
+                const d8 potential = __builtin_convertvector(f, d8);
+                std::memcpy(&a.potential[tile * ROWS + r], &potential, sizeof potential);
                 for (long j = 0; j < columns; ++j) {
                     const V x = vector(from + j * ROWS) + f;
                     peaks[j] = x > peaks[j] ? x : peaks[j];
@@ -250,6 +259,7 @@ class Solver {
             const T peak = largest(peaks[j]);
             b.potential[j] = peak > alive ? -(double)peak : (double)DEAD;
         }
+        a.find_alive(), b.find_alive();
     }
 
     static T largest(V x) {
@@ -285,15 +295,17 @@ class Solver {
 
     // Add a tile, its rows scaled, to the sums of the columns.
     void add_columns(long tile, const f8 (&u)[PARTS]) {
-        const float *from = entries(tile);
-        for (long j = 0; j < columns; ++j) {
-            const float *column = from + j * ROWS;
-            f8 even = load(&lanes[j * 8]), odd = {};
+        f8 by[PARTS];  // a copy that no store can touch stays in registers
+        std::copy(u, u + PARTS, by);
+        const float *column = entries(tile);
+        float *to = lanes.data();
+        for (long j = 0; j < columns; ++j, column += ROWS, to += 8) {
+            f8 even = load(to), odd = {};
             for (long part = 0; part < PARTS; part += 2) {
-                even += load(column + part * 8) * u[part];
-                odd += load(column + part * 8 + 8) * u[part + 1];
+                even += load(column + part * 8) * by[part];
+                odd += load(column + part * 8 + 8) * by[part + 1];
             }
-            store(&lanes[j * 8], even + odd);
+            store(to, even + odd);
         }
         if ((tile + 1) % TILES && tile + 1 < tiles) return;
         for (long j = 0; j < columns; ++j) {
@@ -462,8 +474,7 @@ class Solver {
     double semi_dual() {
         clear_columns();
         double mass = 0;
-        for (long i = 0; i < a.count; ++i) a.scaling[i] = a.live(i) ? 1.0f : 0.0f;
-        for (long j = 0; j < b.count; ++j) b.scaling[j] = b.live(j) ? 1.0f : 0.0f;
+        a.scaling = a.alive, b.scaling = b.alive;
         for (long tile = 0; tile < tiles; ++tile) {
             f8 ones[PARTS];
             for (long part = 0; part < PARTS; ++part) {
@@ -582,16 +593,14 @@ class Solver {
             const long last = std::min(i + 8, rows);
             if (columns < width) std::fill(plan + i * width, plan + last * width, 0.0f);
             for (long j = 0; j < columns; j += 8) {
-                const long count = std::min(columns - j, 8L);
+                const long count = std::min(columns - j, 8L), begin = neighbours(j, count);
                 f8 block[8] = {};
                 for (long k = 0; k < count; ++k) block[k] = u * load(from + (j + k) * ROWS) * b.scaling[j + k];
                 transpose8(block);
                 for (long r = 0; r < last - i; ++r) {
                     float *to = plan + (i + r) * width;
-                    if (count == 8 && places[j + 7] == places[j] + 7)
-                        store(to + places[j], block[r]);
-                    else
-                        for (long k = 0; k < count; ++k) to[places[j + k]] = block[r][k];
+                    if (begin) store(to + places[j], lanes8() < (int32_t)begin ? block[r] : all(0.0f));
+                    for (long k = begin; k < count; ++k) to[places[j + k]] = block[r][k];
                 }
             }
         }

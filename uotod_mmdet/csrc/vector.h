@@ -37,7 +37,7 @@ static inline f8 abs8(f8 x) { return (f8)((i8)x & 0x7fffffff); }
 #endif
 
 // Rows become columns.
-static inline void transpose8(f8 (&m)[8]) {
+__attribute__((always_inline)) static inline void transpose8(f8 (&m)[8]) {
     f8 t[8];
     for (int i = 0; i < 8; i += 2) {
         t[i] = SHUFFLE2(m[i], m[i + 1], 0, 8, 2, 10, 4, 12, 6, 14);
