@@ -87,37 +87,32 @@ class BalancedSinkhornAssigner(TransportAssigner):
     def _plan(self, cost: Tensor, gt_mask: Tensor, gt_mass: Optional[Tensor], pred_mask: Tensor) -> Tensor:
         num_preds = pred_mask.sum(1).to(cost.dtype)
         reg = self.reg_dimless / ((2 * num_preds.clamp(min=1)).log() + 1) if self.reg is None else self.reg
-        weights = [reg, self.reg_pred, self.reg_target]
-        if self.normalize_cost:  # in place of dividing the cost, which is larger
-            largest = torch.maximum(cost.amax((1, 2)), -cost.amin((1, 2))).double()
-            unit = torch.where(largest > 0, largest, 1)
-            weights = [None if weight is None else weight * unit for weight in weights]
-        rows, columns = self._marginals(gt_mask, gt_mass, pred_mask.to(cost.dtype))
-        options = dict(num_iter=self.num_iter, tol=self.tol, scale=num_preds)
+        rows, columns = self._marginals(gt_mask, gt_mass, pred_mask, num_preds[:, None])
+        # normalize_cost: in place of dividing the cost, which is larger
+        options = dict(num_iter=self.num_iter, tol=self.tol, relative=self.normalize_cost, scale=num_preds)
         solve = solve_with_pot if self.solver == 'pot' else partial(sinkhorn, newton_after=self.newton_after)
-        result = solve(cost, rows, columns, *weights, **options)
+        result = solve(cost, rows, columns, reg, self.reg_pred, self.reg_target, **options)
         self.num_iter_done = result.num_iter
         return result.plan
 
-    def _marginals(self, gt_mask: Tensor, gt_mass: Optional[Tensor], real_preds: Tensor) -> tuple[Tensor, Tensor]:
+    def _marginals(
+        self, gt_mask: Tensor, gt_mass: Optional[Tensor], pred_mask: Tensor, num_preds: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """Mass of predictions (B, N) and of ground truths and background (B, M + 1); each side sums to 1."""
-        num_preds = real_preds.sum(1, keepdim=True).clamp(min=1)
-        real = gt_mask.to(real_preds.dtype)
         if gt_mass is None:
             if self.gt_mass == 'dynamic_k':
                 raise ValueError("gt_mass='dynamic_k' needs the overlaps of boxes: give match() a gt_mass (B, M)")
-            gt_mass = torch.full_like(real, self.gt_mass)
-        mass = real * gt_mass / num_preds
+            gt_mass = self.gt_mass
+        share = (1 / num_preds).clamp(max=1)  # of a prediction
+        mass = gt_mask * (gt_mass * share)
         total = mass.sum(1, keepdim=True)
         if self.background:
-            mass = mass / total.clamp(min=1)
-            columns = torch.cat([mass, 1 - mass.sum(1, keepdim=True).clamp(max=1)], dim=1)
+            columns = torch.cat([mass / total.clamp(min=1), (1 - total).clamp(min=0)], dim=1)
         else:
             columns = torch.cat([mass / torch.where(total > 0, total, 1), torch.zeros_like(total)], dim=1)
-        columns = columns * real_preds.amax(1, keepdim=True)  # without predictions there is nothing to take
+        columns *= num_preds.clamp(max=1)  # without predictions there is nothing to take
         # Without background and ground truths there is nothing to send.
-        rows = columns.sum(1, keepdim=True) * real_preds / num_preds
-        return rows, columns
+        return pred_mask * (columns.sum(1, keepdim=True) * share), columns
 
 
 @TASK_UTILS.register_module()

@@ -258,35 +258,42 @@ struct Boxes {
 
 namespace {
 
-constexpr int64_t BLOCK = 64;
+// Eight pairs, coordinate by coordinate; those behind the last pair repeat it.
+struct Eight {
+    f8 pred[4], truth[4], size[4];
 
-// Some pairs, coordinate by coordinate.
-struct Block {
-    float pred[4][BLOCK], truth[4][BLOCK], size[4][BLOCK];
-
-    Block(const Boxes &boxes, int64_t first, int64_t count) {
-        for (int64_t k = 0; k < BLOCK; ++k) {
-            const int64_t pair = first + std::min(k, count - 1);
-            const float *x = boxes.preds + boxes.pair_rows[pair] * 4, *y = boxes.truths + boxes.pair_truths[pair] * 4;
-            for (int axis = 0; axis < 4; ++axis) {
-                pred[axis][k] = x[axis], truth[axis][k] = y[axis];
-                size[axis][k] = boxes.sizes ? boxes.sizes[boxes.pair_images[pair] * 4 + axis] : 1.0f;
-            }
+    Eight(const Boxes &boxes, int64_t first) {
+        f8 both[8];
+        int64_t pairs[8];
+        for (int64_t k = 0; k < 8; ++k) {
+            pairs[k] = std::min(first + k, boxes.pairs - 1);
+            const float *x = boxes.preds + boxes.pair_rows[pairs[k]] * 4;
+            const float *y = boxes.truths + boxes.pair_truths[pairs[k]] * 4;
+            both[k] = f8{x[0], x[1], x[2], x[3], y[0], y[1], y[2], y[3]};
         }
+        transpose8(both);
+        std::copy(both, both + 4, pred), std::copy(both + 4, both + 8, truth);
+        const int64_t *images = boxes.pair_images;
+        const bool one_image = !boxes.sizes || images[pairs[0]] == images[pairs[7]];
+        for (int axis = 0; axis < 4; ++axis)
+            if (one_image)
+                size[axis] = all(boxes.sizes ? boxes.sizes[images[pairs[0]] * 4 + axis] : 1.0f);
+            else
+                for (int64_t k = 0; k < 8; ++k) size[axis][k] = boxes.sizes[images[pairs[k]] * 4 + axis];
     }
 };
 
 // Distance of eight pairs; slope of the predictions.
-inline f8 l1(const Block &block, bool centred, int64_t k, f8 (&slope)[4]) {
+inline f8 l1(const Eight &boxes, bool centred, f8 (&slope)[4]) {
     f8 truth[4], sum = {};
-    for (int axis = 0; axis < 4; ++axis) truth[axis] = load(block.truth[axis] + k) / load(block.size[axis] + k);
+    for (int axis = 0; axis < 4; ++axis) truth[axis] = boxes.truth[axis] / boxes.size[axis];
     if (centred)
         for (int axis = 0; axis < 2; ++axis) {
             const f8 low = truth[axis], high = truth[axis + 2];
             truth[axis] = (low + high) / 2.0f, truth[axis + 2] = high - low;
         }
     for (int axis = 0; axis < 4; ++axis) {
-        const f8 by = load(block.pred[axis] + k) - truth[axis], zero = {};
+        const f8 by = boxes.pred[axis] - truth[axis], zero = {};
         sum += abs8(by);
         slope[axis] = by > 0.0f ? all(1.0f) : (by < 0.0f ? all(-1.0f) : zero);
     }
@@ -297,15 +304,14 @@ inline f8 l1(const Block &block, bool centred, int64_t k, f8 (&slope)[4]) {
 inline f8 is_less(f8 x, f8 y) { return x < y ? all(1.0f) : (x == y ? all(0.5f) : all(0.0f)); }
 
 // 1 - GIoU of eight pairs; slope of the predictions.
-inline f8 giou(const Block &block, bool centred, float eps, int64_t k, f8 (&slope)[4]) {
+inline f8 giou(const Eight &boxes, bool centred, float eps, f8 (&slope)[4]) {
     f8 low[2], high[2], gt_low[2], gt_high[2], side[2], gt_side[2], raw[2], shared[2], hull_side[2];
     const f8 zero = {};
     for (int axis = 0; axis < 2; ++axis) {
-        const f8 first = load(block.pred[axis] + k), second = load(block.pred[axis + 2] + k);
-        const f8 size = load(block.size[axis] + k);
+        const f8 first = boxes.pred[axis], second = boxes.pred[axis + 2], size = boxes.size[axis];
         low[axis] = (centred ? first - 0.5f * second : first) * size;
         high[axis] = (centred ? first + 0.5f * second : second) * size;
-        gt_low[axis] = load(block.truth[axis] + k), gt_high[axis] = load(block.truth[axis + 2] + k);
+        gt_low[axis] = boxes.truth[axis], gt_high[axis] = boxes.truth[axis + 2];
         side[axis] = high[axis] - low[axis], gt_side[axis] = gt_high[axis] - gt_low[axis];
         raw[axis] = min8(high[axis], gt_high[axis]) - max8(low[axis], gt_low[axis]);
         shared[axis] = raw[axis] < zero ? zero : raw[axis];
@@ -322,7 +328,7 @@ inline f8 giou(const Block &block, bool centred, float eps, int64_t k, f8 (&slop
         const f8 area = by_union * side[1 - axis], of_hull = by_hull * hull_side[1 - axis];
         const f8 of_overlap = raw[axis] >= zero ? by_overlap * shared[1 - axis] : zero;
         const f8 at_high = is_less(high[axis], gt_high[axis]), at_low = is_less(gt_low[axis], low[axis]);
-        const f8 size = load(block.size[axis] + k);
+        const f8 size = boxes.size[axis];
         const f8 by_high = (area + of_overlap * at_high + of_hull * (1.0f - at_high)) * size;
         const f8 by_low = (-area - of_overlap * at_low - of_hull * (1.0f - at_low)) * size;
         slope[axis] = centred ? by_low + by_high : by_low;
@@ -331,8 +337,8 @@ inline f8 giou(const Block &block, bool centred, float eps, int64_t k, f8 (&slop
     return 2.0f - overlap / both - both / hull;
 }
 
-inline f8 box_loss(const Block &block, bool centred, double eps, int64_t k, f8 (&slope)[4]) {
-    return eps < 0 ? l1(block, centred, k, slope) : giou(block, centred, (float)eps, k, slope);
+inline f8 box_loss(const Eight &boxes, bool centred, double eps, f8 (&slope)[4]) {
+    return eps < 0 ? l1(boxes, centred, slope) : giou(boxes, centred, (float)eps, slope);
 }
 
 }  // namespace
@@ -341,12 +347,10 @@ inline f8 box_loss(const Block &block, bool centred, double eps, int64_t k, f8 (
 // negative.
 extern "C" int uotod_box_losses(const Boxes *boxes, double eps, float *losses, int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static)
-    for (int64_t first = 0; first < boxes->pairs; first += BLOCK) {
-        const int64_t count = std::min(BLOCK, boxes->pairs - first);
-        const Block block(*boxes, first, count);
-        float values[BLOCK];
+    for (int64_t first = 0; first < boxes->pairs; first += 8) {
         f8 slope[4];
-        for (int64_t k = 0; k < count; k += 8) store(values + k, box_loss(block, boxes->centred, eps, k, slope));
+        const f8 values = box_loss(Eight(*boxes, first), boxes->centred, eps, slope);
+        const int64_t count = std::min((int64_t)8, boxes->pairs - first);
         for (int64_t k = 0; k < count; ++k) losses[first + k] = (float)boxes->scale * boxes->weights[first + k] * values[k];
     }
     return 0;
@@ -360,19 +364,20 @@ extern "C" int uotod_box_gradient(const Boxes *boxes, double eps, const float *g
         const int64_t row = boxes->rows * part / threads, last_row = boxes->rows * (part + 1) / threads;
         std::fill(gradient + row * 4, gradient + last_row * 4, 0.0f);
         const int64_t last = first_pair(boxes->pair_rows, boxes->pairs, last_row);
-        for (int64_t first = first_pair(boxes->pair_rows, boxes->pairs, row); first < last; first += BLOCK) {
-            const int64_t count = std::min(BLOCK, last - first);
-            const Block block(*boxes, first, count);
-            float slopes[4][BLOCK];
-            for (int64_t k = 0; k < count; k += 8) {
-                f8 slope[4];
-                box_loss(block, boxes->centred, eps, k, slope);
-                for (int axis = 0; axis < 4; ++axis) store(slopes[axis] + k, slope[axis]);
-            }
+        for (int64_t first = first_pair(boxes->pair_rows, boxes->pairs, row); first < last; first += 8) {
+            const int64_t count = std::min((int64_t)8, last - first);
+            f8 slope[8] = {};
+            f4 slopes[8][2];
+            box_loss(Eight(*boxes, first), boxes->centred, eps, (f8(&)[4])slope);
+            transpose8(slope);
+            std::memcpy(slopes, slope, sizeof slopes);
             for (int64_t k = 0; k < count; ++k) {
                 const float by = (float)boxes->scale * boxes->weights[first + k] * grad[(first + k) * stride];
                 float *to = gradient + boxes->pair_rows[first + k] * 4;
-                for (int axis = 0; axis < 4; ++axis) to[axis] += by * slopes[axis][k];
+                f4 sum;
+                std::memcpy(&sum, to, sizeof sum);
+                sum += by * slopes[k][0];
+                std::memcpy(to, &sum, sizeof sum);
             }
         }
     }
@@ -384,25 +389,24 @@ extern "C" int uotod_box_gradient(const Boxes *boxes, double eps, const float *g
 extern "C" int uotod_plan_statistics(const int64_t *pair_rows, const int64_t *pair_truths, const float *weights,
                                      int64_t pairs, const float *background, int64_t rows, const uint8_t *gt_mask,
                                      int64_t gts, double *statistics, int) try {
-    std::vector<float> mass_of_gt(gts, 0.0f);
+    std::vector<float> mass_of_gt(gts, 0.0f), mass_of_row(rows, 0.0f);
     double mass = 0, entropy = 0;
     int64_t matched = 0, unmatched = 0;
+    for (int64_t k = 0; k < pairs; ++k) {
+        mass += weights[k];
+        mass_of_gt[pair_truths[k]] += weights[k];
+        mass_of_row[pair_rows[k]] += weights[k];
+    }
     const auto of = [](float probability) {
         return probability > 0 ? -(double)probability * std::log(probability) : 0.0;
     };
-    for (int64_t row = 0, pair = 0; row < rows; ++row) {
-        const int64_t begin = pair;
-        float own = 0;
-        for (; pair < pairs && pair_rows[pair] == row; ++pair) {
-            own += weights[pair];
-            mass_of_gt[pair_truths[pair]] += weights[pair];
-        }
-        mass += own;
-        if (!(own > background[row])) continue;
+    for (int64_t row = 0; row < rows; ++row) {
+        if (!(mass_of_row[row] > background[row])) continue;
         ++matched;
-        const float whole = own + background[row];
+        const float whole = mass_of_row[row] + background[row];
         entropy += of(background[row] / whole);
-        for (int64_t k = begin; k < pair; ++k) entropy += of(weights[k] / whole);
+        for (int64_t k = first_pair(pair_rows, pairs, row); k < pairs && pair_rows[k] == row; ++k)
+            entropy += of(weights[k] / whole);
     }
     for (int64_t j = 0; j < gts; ++j) unmatched += gt_mask[j] && mass_of_gt[j] < 0.5f;
     statistics[0] = mass, statistics[1] = (double)unmatched, statistics[2] = entropy, statistics[3] = (double)matched;

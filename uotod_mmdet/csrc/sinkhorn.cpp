@@ -607,13 +607,13 @@ class Solver {
     }
 };
 
-bool is_below(const float *values, long count, double bound) {
+float largest_of(const float *values, long count) {
     f8 most = {};
     long i = 0;
     for (; i + 8 <= count; i += 8) most = max8(most, abs8(load(values + i)));
     float largest = largest8(most);
     for (; i < count; ++i) largest = std::max(largest, std::fabs(values[i]));
-    return largest < bound;
+    return largest;
 }
 
 }  // namespace
@@ -621,11 +621,12 @@ bool is_below(const float *values, long count, double bound) {
 // Which sources this was built from.
 extern "C" int64_t uotod_sources() { return UOTOD_SOURCES; }
 
-// Solve `batch` problems of `rows` x `columns`; rho: weight of a side's penalty in units of reg, inf for a constraint.
+// Solve `batch` problems of `rows` x `columns`; rho: weight of a side's penalty in units of reg, inf for a constraint;
+// relative: whether reg is in units of a problem's largest absolute cost.
 // Returns 0, or -1 where memory ran out.
 extern "C" int uotod_sinkhorn(const float *cost, const float *a, const float *b, const double *reg,
-                              const double *rho_a, const double *rho_b, int64_t batch, int64_t rows, int64_t columns,
-                              int64_t num_iter, int64_t check_every, int64_t newton_after, double tol,
+                              const double *rho_a, const double *rho_b, int64_t relative, int64_t batch, int64_t rows,
+                              int64_t columns, int64_t num_iter, int64_t check_every, int64_t newton_after, double tol,
                               double absorb_above, const float *scale, float *plan, int64_t *done, double *error, int threads) {
     const Options options{(long)num_iter, (long)check_every, (long)newton_after, tol, absorb_above};
     int failed = 0;
@@ -636,14 +637,15 @@ extern "C" int uotod_sinkhorn(const float *cost, const float *a, const float *b,
 #pragma omp for schedule(dynamic)
         for (int64_t index = 0; index < batch; ++index) {
             const int64_t size = rows * columns;
-            const float *from = cost + index * size;
+            const float *from = cost + index * size, largest = largest_of(from, size);
+            const double unit = reg[index] * (relative && largest > 0 ? largest : 1);
             auto solve = [&](auto &solver) {
-                done[index] = solver.solve(from, a + index * rows, b + index * columns, rows, columns, reg[index],
+                done[index] = solver.solve(from, a + index * rows, b + index * columns, rows, columns, unit,
                                            rho_a[index], rho_b[index], options, scale[index], plan + index * size);
                 error[index] = solver.error;
             };
             try {
-                if (is_below(from, size, EXACT_BELOW * reg[index]))
+                if (largest < EXACT_BELOW * unit)
                     solve(in_float);
                 else
                     solve(in_double);

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <cstring>
 
+typedef float f4 __attribute__((vector_size(16)));
 typedef float f8 __attribute__((vector_size(32)));
 typedef double d8 __attribute__((vector_size(64)));
 typedef int32_t i8 __attribute__((vector_size(32)));

@@ -6,7 +6,7 @@ from typing import Optional, Union
 import torch
 from torch import Tensor
 
-from .sinkhorn import SinkhornResult
+from .sinkhorn import SinkhornResult, largest_cost
 
 
 def solve_with_pot(
@@ -18,6 +18,7 @@ def solve_with_pot(
     reg_b: Optional[Union[float, Tensor]] = None,
     num_iter: int = 1000,
     tol: float = 1e-6,
+    relative: bool = False,
     scale: Optional[Tensor] = None,
 ) -> SinkhornResult:
     """What :func:`~uotod_mmdet.ot.sinkhorn` solves, with the same arguments, by ``ot.sinkhorn`` and
@@ -33,8 +34,9 @@ def solve_with_pot(
         import ot
     except ImportError as error:
         raise ImportError("solver='pot' needs the package POT: pip install POT") from error
+    unit = largest_cost(cost) if relative else 1
     regs, *weights = (
-        torch.as_tensor(math.inf if weight is None else weight, dtype=torch.float64).expand(len(cost)).tolist()
+        (torch.as_tensor(math.inf if weight is None else weight, dtype=torch.float64) * unit).expand(len(cost)).tolist()
         for weight in (reg, reg_a, reg_b)
     )
     plan = torch.zeros_like(cost, dtype=torch.float64)

@@ -71,6 +71,7 @@ def sinkhorn(
     check_every: int = 10,
     absorb_above: Optional[float] = None,
     newton_after: Optional[int] = 40,
+    relative: bool = False,
     scale: Optional[Tensor] = None,
     look: Optional[bool] = None,
 ) -> SinkhornResult:
@@ -93,6 +94,7 @@ def sinkhorn(
         absorb_above: Absorb scalings when the logarithm of one is above this. None: as late as the dtype allows;
             0: at every look.
         newton_after: Iterations after which a problem that has not converged goes on with Newton's method. None: never.
+        relative: Whether ``reg``, ``reg_a`` and ``reg_b`` are in units of a problem's largest absolute cost.
         scale: Factor of each problem's plan that is returned, (B,). None: 1.
         look: Whether the host may read the error, to stop as soon as all problems have converged. Without, ``num_iter``
             iterations are done, or after at most 20 of them :data:`NEWTON_STEPS` of Newton's method; problems that have
@@ -116,8 +118,9 @@ def sinkhorn(
     differentiated = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (cost, a, b))
     if dtype == torch.float32 and look is not False and not differentiated and native.fits(cost):
         options = num_iter, check_every, -1 if newton_after is None else newton_after, float(tol), absorb_above
-        return _solve_natively(cost, a, b, reg, rho_a, rho_b, options, scale)
+        return _solve_natively(cost, a, b, reg, rho_a, rho_b, relative, options, scale)
 
+    reg = reg * largest_cost(cost) if relative else reg
     look = host_may_wait(cost) if look is None else look
     log_a, log_b = a.double().log(), b.double().log()
     # Where costs are not many times reg, their own precision is enough for the exponents, too.
@@ -199,6 +202,12 @@ def sinkhorn(
     return SinkhornResult(plan, done, error.to(dtype), error <= tol)
 
 
+def largest_cost(cost: Tensor) -> Tensor:
+    """Largest absolute cost of each problem, 1 where all are 0, float64, (B,)."""
+    largest = torch.maximum(cost.amax((1, 2)), -cost.amin((1, 2))).double()
+    return torch.where(largest > 0, largest, 1)
+
+
 def _solve_without_looking(
     problem: '_Problem',
     a: Tensor,
@@ -262,6 +271,7 @@ def _solve_natively(
     reg: Tensor,
     rho_a: Tensor,
     rho_b: Tensor,
+    relative: bool,
     options: tuple,
     scale: Optional[Tensor],
 ) -> SinkhornResult:
@@ -270,7 +280,7 @@ def _solve_natively(
     a, b, scale = (tensor.to(cost.dtype).contiguous() for tensor in (a, b, scale))
     weights = [weight.contiguous() for weight in (reg, rho_a, rho_b)]
     plan, num_iter, error = torch.empty_like(cost), torch.empty_like(reg, dtype=torch.long), torch.empty_like(reg)
-    native.call('uotod_sinkhorn', cost, a, b, *weights, *cost.shape, *options, scale, plan, num_iter, error)
+    native.call('uotod_sinkhorn', cost, a, b, *weights, relative, *cost.shape, *options, scale, plan, num_iter, error)
     return SinkhornResult(plan, num_iter, error.to(cost.dtype), error <= options[3])
 
 
