@@ -103,16 +103,15 @@ class BalancedSinkhornAssigner(TransportAssigner):
             if self.gt_mass == 'dynamic_k':
                 raise ValueError("gt_mass='dynamic_k' needs the overlaps of boxes: give match() a gt_mass (B, M)")
             gt_mass = self.gt_mass
-        share = (1 / num_preds).clamp(max=1)  # of a prediction
+        whole = num_preds.clamp(max=1)  # 0 where there are no predictions
+        share = whole / num_preds.clamp(min=1)  # of a prediction
         mass = gt_mask * (gt_mass * share)
         total = mass.sum(1, keepdim=True)
         if self.background:
-            columns = torch.cat([mass / total.clamp(min=1), (1 - total).clamp(min=0)], dim=1)
-        else:
-            columns = torch.cat([mass / torch.where(total > 0, total, 1), torch.zeros_like(total)], dim=1)
-        columns *= num_preds.clamp(max=1)  # without predictions there is nothing to take
+            return pred_mask * share, torch.cat([mass / total.clamp(min=1), (whole - total).clamp(min=0)], dim=1)
         # Without background and ground truths there is nothing to send.
-        return pred_mask * (columns.sum(1, keepdim=True) * share), columns
+        columns = torch.cat([mass / torch.where(total > 0, total, 1), torch.zeros_like(total)], dim=1)
+        return pred_mask * (share * (total > 0)), columns
 
 
 @TASK_UTILS.register_module()

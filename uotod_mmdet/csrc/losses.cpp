@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <new>
 #include <vector>
 
@@ -117,29 +118,35 @@ extern "C" int uotod_softmax_gradient(const float *scores, int64_t rows, int64_t
 extern "C" int uotod_expand(const float *plan, int64_t images, int64_t preds, int64_t gts, double least_,
                             int64_t *counts, int64_t fill, int64_t *rows, int64_t *truths, int64_t *of_images, float *weights,
                             float *background, int threads) {
-    const float least = (float)least_;
+    const float least = std::max((float)least_, std::numeric_limits<float>::denorm_min());
     const int64_t total = images * preds;
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int part = 0; part < threads; ++part) {
+        const int64_t first = total * part / threads, last = total * (part + 1) / threads;
         int64_t count = 0;
-        if (fill)
-            for (int before = 0; before < part; ++before) count += counts[before];
-        const int64_t last = total * (part + 1) / threads;
-        for (int64_t row = total * part / threads; row < last; ++row) {
+        if (!fill) {  // all entries, less those of the background
+            for (int64_t k = first * (gts + 1); k < last * (gts + 1); ++k) count += plan[k] >= least;
+            for (int64_t row = first; row < last; ++row) count -= plan[row * (gts + 1) + gts] >= least;
+            counts[part] = count;
+            continue;
+        }
+        for (int before = 0; before < part; ++before) count += counts[before];
+        for (int64_t row = first; row < last; ++row) {
             const float *from = plan + row * (gts + 1);
-            if (!fill) {
-                for (int64_t j = 0; j < gts; ++j) count += from[j] >= least && from[j] > 0;
-                continue;
-            }
             const int64_t image = row / preds;
-            for (int64_t j = 0; j < gts; ++j) {
-                if (!(from[j] >= least && from[j] > 0)) continue;
+            const auto take = [&](int64_t j) {
                 rows[count] = row, truths[count] = image * gts + j, of_images[count] = image;
                 weights[count++] = from[j];
+            };
+            for (int64_t j = 0; gts < 8 && j < gts; ++j)
+                if (from[j] >= least) take(j);
+            for (int64_t j = 0; gts >= 8 && j < gts; j += 8) {
+                const int64_t begin = std::min(j, gts - 8);  // the last vector may hold what the one before it holds
+                unsigned bits = bits8(load(from + begin) >= least) >> (j - begin);
+                for (; bits; bits &= bits - 1) take(j + __builtin_ctz(bits));
             }
             background[row] = from[gts];
         }
-        if (!fill) counts[part] = count;
     }
     return 0;
 }
@@ -420,9 +427,12 @@ extern "C" int uotod_sum_groups(const float *values, const int64_t *group, int64
                                 int) {
     int64_t k = 0;
     for (int64_t index = 0; index < groups; ++index) {
-        double sum = 0;
-        for (; k < count && group[k] == index; ++k) sum += values[k];
-        sums[index] = (float)sum;
+        const int64_t end = std::upper_bound(group + k, group + count, index) - group;
+        f8 sum = {};
+        for (; k + 8 <= end; k += 8) sum += load(values + k);
+        float rest = 0;
+        for (; k < end; ++k) rest += values[k];
+        sums[index] = sum8(sum) + rest;
     }
     return 0;
 }
