@@ -400,7 +400,6 @@ extern "C" int uotod_plan_statistics(const int64_t *pair_rows, const int64_t *pa
     double mass = 0, entropy = 0;
     int64_t matched = 0, unmatched = 0;
     for (int64_t k = 0; k < pairs; ++k) {
-        mass += weights[k];
         mass_of_gt[pair_truths[k]] += weights[k];
         mass_of_row[pair_rows[k]] += weights[k];
     }
@@ -415,7 +414,7 @@ extern "C" int uotod_plan_statistics(const int64_t *pair_rows, const int64_t *pa
         for (int64_t k = first_pair(pair_rows, pairs, row); k < pairs && pair_rows[k] == row; ++k)
             entropy += of(weights[k] / whole);
     }
-    for (int64_t j = 0; j < gts; ++j) unmatched += gt_mask[j] && mass_of_gt[j] < 0.5f;
+    for (int64_t j = 0; j < gts; ++j) mass += mass_of_gt[j], unmatched += gt_mask[j] && mass_of_gt[j] < 0.5f;
     statistics[0] = mass, statistics[1] = (double)unmatched, statistics[2] = entropy, statistics[3] = (double)matched;
     return 0;
 } catch (const std::bad_alloc &) {
