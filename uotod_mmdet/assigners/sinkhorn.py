@@ -1,5 +1,6 @@
 """Entropic optimal transport, balanced and unbalanced."""
 
+import math
 from collections.abc import Sequence
 from functools import partial
 from typing import Any, Optional, Union
@@ -86,8 +87,10 @@ class BalancedSinkhornAssigner(TransportAssigner):
 
     def _plan(self, cost: Tensor, gt_mask: Tensor, gt_mass: Optional[Tensor], pred_mask: Tensor) -> Tensor:
         num_preds = pred_mask.sum(1).to(cost.dtype)
-        reg = self.reg_dimless / ((2 * num_preds.clamp(min=1)).log() + 1) if self.reg is None else self.reg
-        rows, columns = self._marginals(gt_mask, gt_mass, pred_mask, num_preds[:, None])
+        at_least_one = num_preds.clamp(min=1)
+        reg = self.reg_dimless / (at_least_one.log() + (1 + math.log(2))) if self.reg is None else self.reg
+        exists, share = num_preds.clamp(max=1), 1 / at_least_one
+        rows, columns = self._marginals(gt_mask, gt_mass, pred_mask, exists[:, None], share[:, None])
         # normalize_cost: in place of dividing the cost, which is larger
         options = dict(num_iter=self.num_iter, tol=self.tol, relative=self.normalize_cost, scale=num_preds)
         solve = solve_with_pot if self.solver == 'pot' else partial(sinkhorn, newton_after=self.newton_after)
@@ -96,19 +99,21 @@ class BalancedSinkhornAssigner(TransportAssigner):
         return result.plan
 
     def _marginals(
-        self, gt_mask: Tensor, gt_mass: Optional[Tensor], pred_mask: Tensor, num_preds: Tensor
+        self, gt_mask: Tensor, gt_mass: Optional[Tensor], pred_mask: Tensor, exists: Tensor, share: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Mass of predictions (B, N) and of ground truths and background (B, M + 1); each side sums to 1."""
+        """Mass of predictions (B, N) and of ground truths and background (B, M + 1); each side sums to 1.
+
+        ``exists`` (B, 1): 1, or 0 for an image without predictions, which has nothing to send; ``share`` (B, 1): the
+        mass of a prediction.
+        """
         if gt_mass is None:
             if self.gt_mass == 'dynamic_k':
                 raise ValueError("gt_mass='dynamic_k' needs the overlaps of boxes: give match() a gt_mass (B, M)")
             gt_mass = self.gt_mass
-        whole = num_preds.clamp(max=1)  # 0 where there are no predictions
-        share = whole / num_preds.clamp(min=1)  # of a prediction
-        mass = gt_mask * (gt_mass * share)
+        mass = gt_mask * (gt_mass * (exists * share))
         total = mass.sum(1, keepdim=True)
         if self.background:
-            return pred_mask * share, torch.cat([mass / total.clamp(min=1), (whole - total).clamp(min=0)], dim=1)
+            return pred_mask * share, torch.cat([mass / total.clamp(min=1), (exists - total).clamp(min=0)], dim=1)
         # Without background and ground truths there is nothing to send.
         columns = torch.cat([mass / torch.where(total > 0, total, 1), torch.zeros_like(total)], dim=1)
         return pred_mask * (share * (total > 0)), columns

@@ -364,23 +364,25 @@ extern "C" int uotod_box_losses(const Boxes *boxes, double eps, float *losses, i
 }
 
 // The gradient of the predictions, (rows, 4), of the sum of losses times grad[k * stride].
-extern "C" int uotod_box_gradient(const Boxes *boxes, double eps, const float *grad, int64_t stride, float *gradient,
+extern "C" int uotod_box_gradient(const Boxes *given, double eps, const float *grad, int64_t stride, float *gradient,
                                   int threads) {
+    const Boxes boxes = *given;  // that no store can touch
+    const float scale = (float)boxes.scale;
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int part = 0; part < threads; ++part) {
-        const int64_t row = boxes->rows * part / threads, last_row = boxes->rows * (part + 1) / threads;
+        const int64_t row = boxes.rows * part / threads, last_row = boxes.rows * (part + 1) / threads;
         std::fill(gradient + row * 4, gradient + last_row * 4, 0.0f);
-        const int64_t last = first_pair(boxes->pair_rows, boxes->pairs, last_row);
-        for (int64_t first = first_pair(boxes->pair_rows, boxes->pairs, row); first < last; first += 8) {
+        const int64_t last = first_pair(boxes.pair_rows, boxes.pairs, last_row);
+        for (int64_t first = first_pair(boxes.pair_rows, boxes.pairs, row); first < last; first += 8) {
             const int64_t count = std::min((int64_t)8, last - first);
             f8 slope[8] = {};
             f4 slopes[8][2];
-            box_loss(Eight(*boxes, first), boxes->centred, eps, (f8(&)[4])slope);
+            box_loss(Eight(boxes, first), boxes.centred, eps, (f8(&)[4])slope);
             transpose8(slope);
             std::memcpy(slopes, slope, sizeof slopes);
             for (int64_t k = 0; k < count; ++k) {
-                const float by = (float)boxes->scale * boxes->weights[first + k] * grad[(first + k) * stride];
-                float *to = gradient + boxes->pair_rows[first + k] * 4;
+                const float by = scale * boxes.weights[first + k] * grad[(first + k) * stride];
+                float *to = gradient + boxes.pair_rows[first + k] * 4;
                 f4 sum;
                 std::memcpy(&sum, to, sizeof sum);
                 sum += by * slopes[k][0];
@@ -395,26 +397,36 @@ extern "C" int uotod_box_gradient(const Boxes *boxes, double eps, const float *g
 // rows that give more to ground truths than to the background, and the number of these rows.
 extern "C" int uotod_plan_statistics(const int64_t *pair_rows, const int64_t *pair_truths, const float *weights,
                                      int64_t pairs, const float *background, int64_t rows, const uint8_t *gt_mask,
-                                     int64_t gts, double *statistics, int) try {
-    std::vector<float> mass_of_gt(gts, 0.0f), mass_of_row(rows, 0.0f);
-    double mass = 0, entropy = 0;
+                                     int64_t gts, double *statistics, int threads) try {
+    std::vector<float> masses((gts + 8) * threads, 0.0f), mass_of_row(rows, 0.0f);  // of the ground truths by thread
+    double entropy = 0, mass = 0;
     int64_t matched = 0, unmatched = 0;
-    for (int64_t k = 0; k < pairs; ++k) {
-        mass_of_gt[pair_truths[k]] += weights[k];
-        mass_of_row[pair_rows[k]] += weights[k];
+#pragma omp parallel for num_threads(threads) reduction(+ : entropy, matched) schedule(static)
+    for (int part = 0; part < threads; ++part) {
+        const int64_t first = rows * part / threads, last = rows * (part + 1) / threads;
+        const int64_t end = first_pair(pair_rows, pairs, last);
+        float *mass_of_gt = masses.data() + (gts + 8) * part;
+        for (int64_t k = first_pair(pair_rows, pairs, first); k < end; ++k) {
+            mass_of_row[pair_rows[k]] += weights[k];
+            mass_of_gt[pair_truths[k]] += weights[k];
+        }
+        const auto of = [](float probability) {
+            return probability > 0 ? -(double)probability * std::log(probability) : 0.0;
+        };
+        for (int64_t row = first; row < last; ++row) {
+            if (!(mass_of_row[row] > background[row])) continue;
+            ++matched;
+            const float whole = mass_of_row[row] + background[row];
+            entropy += of(background[row] / whole);
+            for (int64_t k = first_pair(pair_rows, pairs, row); k < end && pair_rows[k] == row; ++k)
+                entropy += of(weights[k] / whole);
+        }
     }
-    const auto of = [](float probability) {
-        return probability > 0 ? -(double)probability * std::log(probability) : 0.0;
-    };
-    for (int64_t row = 0; row < rows; ++row) {
-        if (!(mass_of_row[row] > background[row])) continue;
-        ++matched;
-        const float whole = mass_of_row[row] + background[row];
-        entropy += of(background[row] / whole);
-        for (int64_t k = first_pair(pair_rows, pairs, row); k < pairs && pair_rows[k] == row; ++k)
-            entropy += of(weights[k] / whole);
+    for (int64_t j = 0; j < gts; ++j) {
+        float of_gt = 0;
+        for (int part = 0; part < threads; ++part) of_gt += masses[(gts + 8) * part + j];
+        mass += of_gt, unmatched += gt_mask[j] && of_gt < 0.5f;
     }
-    for (int64_t j = 0; j < gts; ++j) mass += mass_of_gt[j], unmatched += gt_mask[j] && mass_of_gt[j] < 0.5f;
     statistics[0] = mass, statistics[1] = (double)unmatched, statistics[2] = entropy, statistics[3] = (double)matched;
     return 0;
 } catch (const std::bad_alloc &) {

@@ -139,7 +139,7 @@ class DETRHead(mmdet.models.dense_heads.DETRHead):
                 loss_cls=classification_losses(
                     self.loss_cls,
                     scores.flatten(0, 1),
-                    batch.gt_labels.flatten()[pairs.gts],
+                    batch.gt_labels.flatten().index_select(0, pairs.gts),
                     self.num_classes,
                     pairs,
                     lambda: bbox_overlaps(
