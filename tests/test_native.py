@@ -93,6 +93,46 @@ def test_scalings_that_floats_do_not_hold_are_found_by_logsumexp(both):
     assert torch.isfinite(ours.plan).all()
 
 
+@compiled
+@pytest.mark.parametrize('weights', [(None, None), (1e3, 1e-2), (0.5, None)])
+@pytest.mark.parametrize('columns', [1, 2, 7, 8, 9, 31, 40])
+def test_newton_steps_are_those_of_the_torch_code(both, weights, columns):
+    # At small reg the first steps leave the float range of the kernel that Sinkhorn left.
+    for reg in (0.1, 0.002):
+        cost, a, b = transport_problem(seed=columns, rows=150, columns=columns)
+        ours, plain = both(sinkhorn, cost, a, b, reg, *weights, num_iter=100, tol=1e-4, newton_after=2, check_every=2)
+        assert ours.converged.all() and plain.converged.all()
+        assert ours.num_iter.sum() <= 1.5 * plain.num_iter.sum()  # equal but for roundings in the hardest
+        torch.testing.assert_close(ours.plan, plain.plan, rtol=1e-2, atol=1e-5)
+
+
+@compiled
+def test_relative_regularisation_is_that_of_the_torch_code(both):
+    cost, a, b = transport_problem(seed=3)
+    cost *= torch.tensor([-2.0, 0.0, 30.0])[:, None, None]
+    for weights in ((None, None), (10.0, 0.1)):
+        ours, plain = both(sinkhorn, cost, a, b, 0.05, *weights, tol=1e-5, relative=True)
+        torch.testing.assert_close(ours.plan, plain.plan, rtol=1e-3, atol=1e-6)
+        for index, unit in enumerate(cost.abs().amax((1, 2)).tolist()):
+            unit = unit or 1.0
+            scaled = [None if weight is None else weight * unit for weight in weights]
+            alone = sinkhorn(*(x[index : index + 1].double() for x in (cost, a, b)), 0.05 * unit, *scaled, tol=1e-6)
+            torch.testing.assert_close(ours.plan[index].double(), alone.plan[0], rtol=1e-3, atol=1e-5)
+
+
+@compiled
+@pytest.mark.parametrize('background', [True, False])
+def test_assignments_are_those_of_the_torch_code(both, background):
+    assigner = TASK_UTILS.build(
+        dict(type='uotod_mmdet.HungarianAssigner', match_costs=dict(type='IoUCost'), background=background)
+    )
+    cost, masks = torch.rand(4, 20, 25, generator=torch.Generator().manual_seed(0)), torch.arange(25)
+    gt_mask, pred_mask = masks < torch.tensor([[0], [3], [20], [25]]), (masks[:20] % 7 > 0).expand(4, 20)
+    found, expected = both(assigner.match, cost, gt_mask, pred_mask=pred_mask)
+    assert torch.equal(found, expected)
+    assert found[:, :, :-1].sum() == 0 + 3 + 17 + 17  # of 17 predictions that take part
+
+
 COSTS = dict(
     iou=dict(type='IoUCost', iou_mode='iou', weight=2.0),
     giou=dict(type='IoUCost', iou_mode='giou', weight=2.0),
@@ -114,13 +154,14 @@ def random_boxes(*shape, generator):
 @compiled
 @pytest.mark.parametrize('names', [*([name] for name in COSTS), list(COSTS)], ids=lambda names: '+'.join(names))
 @pytest.mark.parametrize('classes', [3, 8, 21])
-def test_costs_are_those_of_the_torch_code(both, names, classes):
+@pytest.mark.parametrize('size', [3.0, 100.0])
+def test_costs_are_those_of_the_torch_code(both, names, classes, size):
     generator = torch.Generator().manual_seed(classes)
     count = (0, 1, 9)
     predictions = dict(
         bboxes=random_boxes(3, 37, generator=generator),
         priors=random_boxes(3, 37, generator=generator),
-        scores=3 * torch.randn(3, 37, classes, generator=generator),
+        scores=size * torch.randn(3, 37, classes, generator=generator),
     )
     predictions['scores'][0, 0, 0] = -float('inf')  # masked by the model
     truths = [
@@ -152,12 +193,13 @@ def random_plan(seed, share=0.3, rows=50, columns=7):
 @compiled
 @pytest.mark.parametrize('share', [0.0, 0.3, 1.0])
 @pytest.mark.parametrize('min_weight', [0.0, 1e-5, 0.1])
-def test_pairs_and_statistics_are_those_of_the_torch_code(both, share, min_weight):
-    plan = random_plan(3, share)
+@pytest.mark.parametrize('gts', [6, 8, 21])
+def test_pairs_and_statistics_are_those_of_the_torch_code(both, share, min_weight, gts):
+    plan = random_plan(3, share, columns=gts + 1)
     found, expected = both(expand, plan, min_weight)
     for ours, plain in zip(found, expected):
         assert torch.equal(torch.as_tensor(ours), torch.as_tensor(plain))
-    gt_mask = torch.arange(6) < torch.tensor([[6], [2]])
+    gt_mask = torch.arange(gts) < torch.tensor([[gts], [2]])
     ours, plain = both(plan_statistics, found, gt_mask, torch.tensor([10, 20]))
     for name, value in plain.items():
         torch.testing.assert_close(ours[name], value, rtol=1e-5, atol=1e-6, msg=name)

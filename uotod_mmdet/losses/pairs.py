@@ -283,7 +283,8 @@ def _softmax_losses(
     if num_negatives is None and fits and not weights.requires_grad:
         if loss_cls.class_weight is not None:
             class_weight = to_device_of(scores, loss_cls.class_weight)
-            background, weights = background * class_weight[background_label], weights * class_weight.index_select(0, labels)
+            background = background * class_weight[background_label]
+            weights = weights * class_weight.index_select(0, labels)
         masses = background, pairs.rows, labels, weights
         return loss_cls.loss_weight * _NativeSoftmaxLosses.apply(scores, background_label, *masses)
     entries = torch.arange(rows, device=scores.device) * columns + background_label

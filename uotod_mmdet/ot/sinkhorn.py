@@ -111,9 +111,7 @@ def sinkhorn(
     dtype = cost.dtype
     reg = torch.as_tensor(reg, dtype=torch.float64, device=cost.device).expand(batch)
     # reg_a and reg_b in units of reg; inf on a constrained side
-    rho_a, rho_b = (
-        torch.full_like(reg, math.inf) if weight is None else weight / reg for weight in (reg_a, reg_b)
-    )
+    rho_a, rho_b = (torch.full_like(reg, math.inf) if weight is None else weight / reg for weight in (reg_a, reg_b))
     # A lost entry of the kernel (underflow) and scalings at their limit together stay below float rounding.
     limit = 30.0 if dtype == torch.float32 else 250.0
     absorb_above = limit / 3 if absorb_above is None else float(absorb_above)
