@@ -78,7 +78,7 @@ class _SumByImage(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, values: Tensor, images: Tensor, num_images: int) -> Tensor:
         ctx.save_for_backward(images)
-        if native.fits(values.detach(), images) and values.dtype == torch.float32:
+        if values.dtype == torch.float32 and native.fits(values.detach(), images):
             sums = values.new_empty(num_images)
             native.call('uotod_sum_groups', values, images, len(images), sums, num_images)
             return sums
@@ -107,7 +107,7 @@ def expand(plan: Tensor, min_weight: float = MIN_WEIGHT, few: bool = True) -> Pa
     """
     check_min_weight(min_weight)
     num_images, num_preds, columns = plan.shape
-    if native.fits(plan) and plan.dtype == torch.float32 and not plan.requires_grad:
+    if native.fits(plan) and not plan.requires_grad:
         parts = torch.empty(torch.get_num_threads(), dtype=torch.long)
         call = partial(native.call, 'uotod_expand', plan, num_images, num_preds, columns - 1, float(min_weight), parts)
         call(0, 0, 0, 0, 0, 0)
@@ -279,7 +279,7 @@ def _softmax_losses(
     """:func:`classification_losses` of a softmax cross-entropy."""
     rows, columns = scores.shape
     background, weights = pairs.background, pairs.weight
-    fits = native.fits(scores, background, labels, weights) and scores.dtype == torch.float32
+    fits = native.fits(scores, background, labels, weights)
     if num_negatives is None and fits and not weights.requires_grad:
         if loss_cls.class_weight is not None:
             class_weight = to_device_of(scores, loss_cls.class_weight)
@@ -389,7 +389,7 @@ def plan_statistics(pairs: Pairs, gt_mask: Tensor, num_iter: Optional[Tensor]) -
         give more to ground truths than to the background; ``sinkhorn_iters``: mean iterations, where there are any.
     """
     images, gts = max(pairs.num_images, 1), gt_mask.sum().clamp(min=1)
-    if native.fits(pairs.weight) and pairs.weight.dtype == torch.float32:
+    if native.fits(pairs.weight):
         values = torch.empty(4, dtype=torch.float64)
         given = pairs.rows, pairs.gts, pairs.weight, len(pairs.rows), pairs.background, len(pairs.background)
         native.call('uotod_plan_statistics', *given, gt_mask.contiguous(), gt_mask.numel(), values)
