@@ -31,8 +31,7 @@ f8 at_least(f8 x, float low) { return x < low ? all(low) : x; }
 // A term and its ground truths: four coordinates or one label for each, padded to whole vectors, image by image.
 class Costs {
    public:
-    Costs(const Term &term, long images, long gts)
-        : term_(term), gts_(gts), width_(padded(gts)) {
+    Costs(const Term &term, long images, long gts) : term_(term), gts_(gts), width_(padded(gts)) {
         if (term.kind == SOFTMAX || term.kind == FOCAL) {
             labels_.assign(images * width_, 0);
             for (long image = 0; image < images; ++image)
@@ -124,7 +123,8 @@ class Costs {
         float few[8];
         if (term_.classes < 8) {
             std::fill(few, few + 8, -1e30f);
-            scores = std::copy(scores, scores + term_.classes, few) - term_.classes;
+            std::copy(scores, scores + term_.classes, few);
+            scores = few;
         }
         const long classes = std::max(term_.classes, (int64_t)8), last = classes - 8;
         f8 size = {}, total = {};  // the total is NaN where a score is NaN or +inf
