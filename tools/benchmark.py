@@ -1,7 +1,7 @@
 """Measure ours against others in one run: ``python tools/benchmark.py all``, or one of its parts.
 
 Both sides are measured in the same process, taking turns; tables show medians, quartiles and ratios. A turn begins with
-two calls that are not timed, or it would pay for giving back the memory that the other side has left. Peak memory is
+giving back the memory that the other side has left, and two calls that are not timed. Peak memory is
 what the process grew by at its highest during one call (``--device cuda``: what torch allocated). Peers: mmdet's
 losses, assigner and heads; POT's batch solver (pip install POT); lapx's batch solver (pip install lapx); uotod's
 DetectionLoss (pip install --no-deps uotod) and the formulas behind it.
@@ -63,6 +63,12 @@ def seconds(call: Callable[[], object], device: str) -> float:
     return time.perf_counter() - start
 
 
+def give_back_memory() -> None:
+    """Give freed memory back to the system, which else happens during some later call, whoever left it."""
+    gc.collect()
+    ctypes.CDLL('libc.so.6').malloc_trim(0)
+
+
 def peak_memory(call: Callable[[], object], device: str) -> float:
     """MB that one call needs at its highest beyond what is there before."""
     if device == 'cuda':
@@ -77,8 +83,7 @@ def peak_memory(call: Callable[[], object], device: str) -> float:
         (line,) = (line for line in Path('/proc/self/status').read_text().splitlines() if line.startswith(name))
         return int(line.split()[1])
 
-    gc.collect()
-    ctypes.CDLL('libc.so.6').malloc_trim(0)  # or what was freed before hides what is needed now
+    give_back_memory()  # or what was freed before hides what is needed now
     Path('/proc/self/clear_refs').write_text('5')  # resets the highest resident size
     before = status('VmRSS')
     call()
@@ -90,6 +95,8 @@ def compare(title: str, calls: Calls, args: argparse.Namespace) -> None:
     times: dict[str, list[float]] = {name: [] for name in calls}
     for _ in tqdm(range(args.repeats), desc=title, leave=False, disable=None):
         for name, call in calls.items():
+            if args.device == 'cpu':
+                give_back_memory()
             call(), call()
             times[name].append(1e3 * seconds(call, args.device))
     rows = {name: dict(median_ms=statistics.median(times[name])) for name in calls}
@@ -523,8 +530,8 @@ def main() -> None:
             '# Benchmarks',
             '',
             f'Made by `python tools/benchmark.py {args.part} --out {args.out.name}` on {args.device}: {machine()}.',
-            f'Medians of {args.repeats} rounds in which all sides take turns: two calls untimed, one timed.',
-            'Ratios are to the first row.',
+            f'Medians of {args.repeats} rounds in which all sides take turns: give freed memory back, two calls',
+            'untimed, one timed. Ratios are to the first row.',
             '',
         ]
         args.out.write_text('\n'.join([*head, *args.lines]))
