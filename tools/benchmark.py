@@ -1,7 +1,7 @@
 """Measure ours against others in one run: ``python tools/benchmark.py all``, or one of its parts.
 
 Both sides are measured in the same process, taking turns; tables show medians, quartiles and ratios. A turn begins with
-giving back the memory that the other side has left, and two calls that are not timed. Peak memory is
+two calls that are not timed, and freed memory stays in the process, so that no side pays for another's. Peak memory is
 what the process grew by at its highest during one call (``--device cuda``: what torch allocated). Peers: mmdet's
 losses, assigner and heads; POT's batch solver (pip install POT); lapx's batch solver (pip install lapx); uotod's
 DetectionLoss (pip install --no-deps uotod) and the formulas behind it.
@@ -63,10 +63,12 @@ def seconds(call: Callable[[], object], device: str) -> float:
     return time.perf_counter() - start
 
 
-def give_back_memory() -> None:
-    """Give freed memory back to the system, which else happens during some later call, whoever left it."""
-    gc.collect()
-    ctypes.CDLL('libc.so.6').malloc_trim(0)
+def keep_memory() -> None:
+    """Keep freed memory in the process: glibc gives it back during some later call, whoever left it."""
+    trim_threshold, mmap_threshold = -1, -3  # of malloc.h
+    libc = ctypes.CDLL('libc.so.6')
+    libc.mallopt(trim_threshold, -1)
+    libc.mallopt(mmap_threshold, 1 << 25)
 
 
 def peak_memory(call: Callable[[], object], device: str) -> float:
@@ -83,7 +85,8 @@ def peak_memory(call: Callable[[], object], device: str) -> float:
         (line,) = (line for line in Path('/proc/self/status').read_text().splitlines() if line.startswith(name))
         return int(line.split()[1])
 
-    give_back_memory()  # or what was freed before hides what is needed now
+    gc.collect()
+    ctypes.CDLL('libc.so.6').malloc_trim(0)  # or what was freed before hides what is needed now
     Path('/proc/self/clear_refs').write_text('5')  # resets the highest resident size
     before = status('VmRSS')
     call()
@@ -95,8 +98,6 @@ def compare(title: str, calls: Calls, args: argparse.Namespace) -> None:
     times: dict[str, list[float]] = {name: [] for name in calls}
     for _ in tqdm(range(args.repeats), desc=title, leave=False, disable=None):
         for name, call in calls.items():
-            if args.device == 'cpu':
-                give_back_memory()
             call(), call()
             times[name].append(1e3 * seconds(call, args.device))
     rows = {name: dict(median_ms=statistics.median(times[name])) for name in calls}
@@ -518,7 +519,8 @@ def main() -> None:
         parser.error('--repeats must be at least 2')
     args.lines, args.numbers = [], {}
     init_default_scope('mmdet')
-    torch.empty(31 << 20, dtype=torch.uint8)  # as in training: glibc keeps some freed memory only once it saw much
+    if args.device == 'cpu':
+        keep_memory()
     print(machine())
     for name, part in PARTS.items():
         if args.part in ('all', name):
@@ -530,8 +532,8 @@ def main() -> None:
             '# Benchmarks',
             '',
             f'Made by `python tools/benchmark.py {args.part} --out {args.out.name}` on {args.device}: {machine()}.',
-            f'Medians of {args.repeats} rounds in which all sides take turns: give freed memory back, two calls',
-            'untimed, one timed. Ratios are to the first row.',
+            f'Medians of {args.repeats} rounds in which all sides take turns: two calls untimed, one timed. Freed',
+            'memory stays in the process. Ratios are to the first row.',
             '',
         ]
         args.out.write_text('\n'.join([*head, *args.lines]))
