@@ -5,12 +5,13 @@ VENV ?= .venv
 TORCH ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test lint clean
+.PHONY: help env demo test lint sanitize clean
 
 help:
 	@echo 'make demo    train a tiny detector with optimal-transport matching and show its AP and pictures'
 	@echo 'make test    run the tests; ARGS="-k losses -x" goes to pytest'
 	@echo 'make lint    check style and format with ruff'
+	@echo 'make sanitize  run the tests of the compiled part under the address and undefined-behaviour sanitizers'
 	@echo 'make env     make the Python environment in $(VENV) (the others do this first, if it is missing)'
 	@echo 'make clean   remove build products and work_dirs'
 	@echo 'Variables: PYTHON=python3.11  VENV=.venv  TORCH=2.13.0'
@@ -28,6 +29,14 @@ test: env
 lint: env
 	@'$(VENV)/bin/python' -m ruff check .
 	@'$(VENV)/bin/python' -m ruff format --check .
+
+# A copy of the package whose compiled part has the sanitizers. Their runtime must be loaded first, and libstdc++ with
+# it, whose exceptions the runtime intercepts.
+SANITIZE = -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer -g -O1
+sanitize: env
+	@CFLAGS='$(SANITIZE)' LDFLAGS='$(SANITIZE)' '$(VENV)/bin/python' setup.py -q build --build-base build/sanitize --build-lib build/sanitize/lib
+	@LD_PRELOAD="$$($${CXX:-g++} -print-file-name=libasan.so) $$($${CXX:-g++} -print-file-name=libstdc++.so)" ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=build/sanitize/lib \
+		'$(VENV)/bin/pytest' -p no:cacheprovider tests/test_native.py $(ARGS)
 
 clean:
 	rm -rf build dist work_dirs *.egg-info .pytest_cache .ruff_cache .hypothesis

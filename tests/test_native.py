@@ -11,13 +11,25 @@ import torch
 from mmdet.models.losses import CrossEntropyLoss, FocalLoss, GIoULoss, L1Loss, QualityFocalLoss
 from mmdet.registry import TASK_UTILS
 from mmengine.structures import InstanceData
+from scipy.optimize import linear_sum_assignment
 
 from uotod_mmdet import native
+from uotod_mmdet.assigners.hungarian import ONE_HOT
 from uotod_mmdet.costs import batch_cost, make_batch
+from uotod_mmdet.costs.pairwise import COSTS
 from uotod_mmdet.losses import DistributionFocalLoss
-from uotod_mmdet.losses.box_losses import box_losses
-from uotod_mmdet.losses.pairs import classification_losses, expand, plan_statistics
-from uotod_mmdet.ot import sinkhorn
+from uotod_mmdet.losses.box_losses import BOX_LOSSES, box_losses
+from uotod_mmdet.losses.focal_sum import FOCAL_LOSSES
+from uotod_mmdet.losses.pairs import (
+    EXPAND,
+    SOFTMAX_LOSSES,
+    STATISTICS,
+    SUM_GROUPS,
+    classification_losses,
+    expand,
+    plan_statistics,
+)
+from uotod_mmdet.ot import assignment, sinkhorn
 
 compiled = pytest.mark.skipif(native.library is None, reason='no compiled part was built')
 BY_TORCH = ('test_sinkhorn.py', 'test_costs.py', 'test_losses.py')
@@ -133,7 +145,7 @@ def test_assignments_are_those_of_the_torch_code(both, background):
     assert found[:, :, :-1].sum() == 0 + 3 + 17 + 17  # of 17 predictions that take part
 
 
-COSTS = dict(
+COSTS_CONFIGS = dict(
     iou=dict(type='IoUCost', iou_mode='iou', weight=2.0),
     giou=dict(type='IoUCost', iou_mode='giou', weight=2.0),
     log_iou=dict(type='uotod_mmdet.LogIoUCost', weight=0.7),
@@ -152,7 +164,9 @@ def random_boxes(*shape, generator):
 
 
 @compiled
-@pytest.mark.parametrize('names', [*([name] for name in COSTS), list(COSTS)], ids=lambda names: '+'.join(names))
+@pytest.mark.parametrize(
+    'names', [*([name] for name in COSTS_CONFIGS), list(COSTS_CONFIGS)], ids=lambda names: '+'.join(names)
+)
 @pytest.mark.parametrize('classes', [3, 8, 21])
 @pytest.mark.parametrize('size', [3.0, 100.0])
 def test_costs_are_those_of_the_torch_code(both, names, classes, size):
@@ -173,7 +187,7 @@ def test_costs_are_those_of_the_torch_code(both, names, classes, size):
     mask = torch.rand(3, 37, generator=generator) < 0.9
     metas = [dict(img_shape=(100, 120 + index)) for index in range(3)]
     batch = make_batch(predictions, truths, metas, pred_mask=mask)
-    costs = [TASK_UTILS.build(COSTS[name]) for name in names]
+    costs = [TASK_UTILS.build(COSTS_CONFIGS[name]) for name in names]
     found, expected = both(batch_cost, costs, batch)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
     larger = torch.full((3, 37, 10), 7.0)
@@ -313,3 +327,222 @@ def test_gradients_of_plans_are_not_lost():
     cost, a, b = transport_problem(seed=0)
     result = sinkhorn(cost.requires_grad_(), a, b, 0.1, num_iter=10)
     assert result.plan.requires_grad
+
+
+# The boundary: what is not as declared never reaches a kernel.
+
+
+@compiled
+@pytest.mark.parametrize(
+    'wrong',
+    [
+        dict(plan=torch.ones(1, 2, 3, dtype=torch.float64)),
+        dict(plan=torch.ones(1, 2, 3, dtype=torch.int64)),
+        dict(plan=torch.ones(1, 3, 2).transpose(1, 2)),
+        dict(plan=torch.ones(2, 3)),
+        dict(min_weight=1),
+        dict(min_weight='0'),
+        dict(fill=0.0),
+        dict(counts=torch.empty(2, dtype=torch.int32)),
+        dict(background=None, more=1),
+    ],
+    ids=lambda wrong: next(iter(wrong)),
+)
+def test_a_kernel_refuses_what_is_not_as_declared(wrong):
+    names = 'rows', 'gts', 'images', 'weights', 'background'
+    given = dict(plan=torch.ones(1, 2, 3), min_weight=0.0, counts=torch.empty(2, dtype=torch.long), fill=0)
+    with pytest.raises(TypeError, match='uotod_expand'):
+        EXPAND(**{**given, **dict.fromkeys(names), **wrong})
+
+
+@compiled
+def test_sizes_of_the_same_name_must_agree():
+    good = dict(values=torch.ones(4), groups=torch.zeros(4, dtype=torch.long))
+    assert SUM_GROUPS.takes(**good)
+    assert not SUM_GROUPS.takes(values=torch.ones(5), groups=good['groups'])
+    mask = dict(gt_mask=torch.ones(2, 5, dtype=torch.bool), cost=torch.empty(2, 3, 5))
+    assert COSTS.takes(**mask)
+    assert not COSTS.takes(**{**mask, 'gt_mask': torch.ones(1, 5, dtype=torch.bool)})
+    assert not COSTS.takes(**{**mask, 'gt_mask': torch.ones(2, 5)})
+    assert not COSTS.takes(**{**mask, 'cost': torch.empty(2, 3, 5, dtype=torch.float64)})
+
+
+@compiled
+def test_rows_may_lie_apart_but_not_overlap_or_lie_irregularly():
+    whole = torch.empty(2, 3, 6)
+    assert COSTS.takes(cost=whole[:, :, :-1])
+    assert not COSTS.takes(cost=whole[:, :2, :-1])  # the images lie farther apart than their rows say
+    assert not COSTS.takes(cost=whole[:, :, ::2])
+    assert not COSTS.takes(cost=torch.empty(2, 1, 5).expand(2, 3, 5))
+    assert not COSTS.takes(cost=whole.transpose(0, 1))
+
+
+@compiled
+@pytest.mark.parametrize(
+    'odd',
+    [
+        torch.ones(2, 3, 4).to_sparse(),
+        torch.ones(2, 3, 4, device='meta'),
+        torch._neg_view(torch.ones(2, 3, 4)),
+        torch.ones(2, 3, 4).as_subclass(type('Wrapped', (torch.Tensor,), {})),
+    ],
+    ids=['sparse', 'meta', 'negated view', 'subclass'],
+)
+def test_tensors_without_plain_memory_are_not_taken(odd):
+    assert not EXPAND.takes(plan=odd)
+
+
+@compiled
+@pytest.mark.parametrize(
+    'change',
+    [dict(labels=torch.tensor([5, 0])), dict(labels=torch.tensor([-1, 0])), dict(rows=torch.tensor([1, 3])),
+     dict(rows=torch.tensor([2, 0])), dict(label=7)],
+    ids=['label too large', 'label negative', 'row outside', 'rows out of order', 'background outside'],
+)  # fmt: skip
+def test_indices_are_not_followed_out_of_bounds(change):
+    given = dict(scores=torch.zeros(3, 5), label=4, background=torch.ones(3), rows=torch.tensor([0, 2]))
+    given.update(labels=torch.tensor([1, 0]), weights=torch.ones(2))
+    out = dict(losses=torch.empty(3), log_sums=torch.empty(3))
+    SOFTMAX_LOSSES(**given, **out)
+    with pytest.raises(IndexError, match='uotod_softmax_losses'):
+        SOFTMAX_LOSSES(**{**given, **change}, **out)
+
+
+@compiled
+def test_indices_of_every_other_kernel_are_checked_too():
+    index, one = torch.tensor([0, 9]), torch.ones(2)
+    wrong_pairs = dict(preds=torch.ones(3, 4), truths=torch.ones(3, 4), sizes=None, pair_images=index, weights=one)
+    wrong_pairs.update(centred=0, scale=1.0, eps=1e-6)
+    for rows, truths in ((index, index * 0), (index * 0, index)):
+        with pytest.raises(IndexError, match='uotod_box_losses'):
+            BOX_LOSSES(**wrong_pairs, pair_rows=rows, pair_truths=truths, losses=torch.empty(2))
+        with pytest.raises(IndexError, match='uotod_plan_statistics'):
+            values = dict(gt_mask=torch.ones(3, dtype=torch.bool), values=torch.empty(4, dtype=torch.float64))
+            STATISTICS(rows=rows, gts=truths, weights=one, background=torch.ones(3), **values)
+    with pytest.raises(IndexError, match='uotod_sum_groups'):
+        SUM_GROUPS(values=one, groups=index, sums=torch.empty(3))
+    with pytest.raises(IndexError, match='uotod_focal_losses'):
+        FOCAL_LOSSES(
+            logits=torch.ones(2, 2), gamma=2.0, weights=one, index=index, entry_losses=one, entry_slopes=None,
+            losses=torch.empty(2), gradient=None,
+        )  # fmt: skip
+    with pytest.raises(IndexError, match='uotod_costs'):
+        COSTS(
+            terms=torch.tensor([[5.0, 1, 0, 0, 0, 0]]).double(), boxes=None, gt_boxes=None, scores=torch.ones(1, 3, 4),
+            labels=torch.tensor([[0, 4]]), sizes=None, given=None, gt_mask=torch.ones(1, 2, dtype=torch.bool),
+            pred_mask=None, cost=torch.empty(1, 3, 2),
+        )  # fmt: skip
+    with pytest.raises(IndexError, match='uotod_one_hot'):
+        ONE_HOT(
+            columns=torch.tensor([[0, 3]]), row_mask=torch.ones(1, 2, dtype=torch.bool), background=1,
+            plan=torch.empty(1, 2, 4),
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize('dtype', [torch.float64, torch.float32, torch.int64, torch.int32])
+def test_expand_lists_the_pairs_of_a_plan_of_any_dtype(dtype):
+    plan = torch.tensor([[[1, 0, 0], [0, 0, 1], [0, 1, 0]]])
+    pairs = expand(plan.to(dtype))
+    assert pairs.rows.tolist() == [0, 2] and pairs.gts.tolist() == [0, 1]
+    assert pairs.weight.tolist() == [1, 1] and pairs.background.tolist() == [0, 1, 0]
+
+
+def test_costs_may_be_summed_to_a_wider_or_a_strided_place():
+    generator = torch.Generator().manual_seed(0)
+    predictions = dict(bboxes=random_boxes(2, 5, generator=generator))
+    truths = [InstanceData(bboxes=random_boxes(3, generator=generator), labels=torch.zeros(3, dtype=torch.long))] * 2
+    batch = make_batch(predictions, truths, [dict(img_shape=(99, 99))] * 2)
+    costs = [TASK_UTILS.build(COSTS_CONFIGS[name]) for name in ('giou', 'l1')]
+    expected = batch_cost(costs, batch)
+    wide = torch.full((2, 5, 3), 7.0, dtype=torch.float64)
+    torch.testing.assert_close(batch_cost(costs, batch, wide), expected.double())
+    strided = torch.full((2, 3, 5), 7.0).transpose(1, 2)
+    torch.testing.assert_close(batch_cost(costs, batch, strided), expected)
+    one_mask = batch._replace(gt_mask=torch.tensor([[True, False, True]]))  # for both images
+    found = batch_cost(costs, one_mask)
+    torch.testing.assert_close(found, torch.where(one_mask.gt_mask[:, None], expected, 0))
+
+
+@compiled
+def test_vmap_gives_the_right_plans_or_a_sentence():
+    cost, a, b = transport_problem(seed=0, batch=2)
+    expected = sinkhorn(cost, a, b, 0.1, num_iter=20, newton_after=None, tol=1e-9).plan
+
+    def solve(cost, a, b):
+        return sinkhorn(cost[None], a[None], b[None], 0.1, num_iter=20, newton_after=None, tol=1e-9, look=False).plan[0]
+
+    found = torch.func.vmap(solve)(cost, a, b)
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize('loss', [L1Loss(), GIoULoss()], ids=['L1', 'GIoU'])
+def test_what_backward_needs_must_not_be_changed_before(loss):
+    pairs = expand(random_plan(6))
+    boxes = random_boxes(100, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    losses = box_losses(loss, boxes, random_boxes(12, generator=torch.Generator().manual_seed(1)), pairs)
+    pairs.weight.zero_()
+    with pytest.raises(RuntimeError, match='modified by an inplace operation'):
+        losses.sum().backward()
+
+
+@pytest.mark.parametrize(
+    'change, message',
+    [
+        (dict(num_iter=10.5), 'num_iter must be a whole number >= 1, got 10.5'),
+        (dict(num_iter=0), 'num_iter must be a whole number >= 1'),
+        (dict(check_every='5'), 'check_every must be a whole number'),
+        (dict(reg=0.0), 'reg must be positive'),
+        (dict(reg=float('nan')), 'reg must be positive'),
+        (dict(reg_a=-1.0), 'reg_a must not be negative'),
+        (dict(reg_b=float('nan')), 'reg_b must not be negative or NaN'),
+        (dict(cost=torch.full((1, 2, 2), float('nan'))), 'cost holds 4 NaN'),
+        (dict(cost=torch.ones(1, 2, 2, dtype=torch.long)), 'cost must be float32 or float64'),
+        (dict(a=torch.tensor([[-0.5, 1.5]])), 'a must not be negative'),
+        (dict(b=torch.tensor([[float('inf'), 0.5]])), 'b holds 1 NaN or infinite'),
+        (dict(b=torch.ones(1, 3) / 3), r'b must have shape \(1, 2\)'),
+    ],
+)
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float64])
+def test_a_transport_problem_that_is_none_is_named(change, message, dtype):
+    given = dict(cost=torch.ones(1, 2, 2), a=torch.full((1, 2), 0.5), b=torch.full((1, 2), 0.5), reg=0.1)
+    given = {**given, **change}
+    for name in ('cost', 'a', 'b'):
+        if given[name].is_floating_point():
+            given[name] = given[name].to(dtype)
+    with pytest.raises(ValueError, match=message):
+        sinkhorn(**given)
+
+
+def test_a_whole_number_may_be_written_as_a_float():
+    cost, a, b = transport_problem(seed=0)
+    expected = sinkhorn(cost, a, b, 0.05, num_iter=100)
+    for found in (sinkhorn(cost, a, b, 0.05, num_iter=1e2), sinkhorn(cost, a, b, 0.05, num_iter=100, check_every=10.0)):
+        assert torch.equal(found.plan, expected.plan)
+
+
+def test_costs_far_beyond_reg_lose_no_mass():
+    cost = torch.tensor([[[1e30, 2e30], [2e30, 1e30], [3e30, 3e30]]])
+    a, b = torch.full((1, 3), 1 / 3), torch.tensor([[0.5, 0.5]])
+    plan = sinkhorn(cost, a, b, 0.05, num_iter=50).plan
+    torch.testing.assert_close(plan.sum(1), b, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize('dtype', [torch.int64, torch.int32, torch.uint8])
+def test_integer_costs_are_assigned_as_floats(dtype):
+    cost = torch.randint(0, 50, (3, 6, 4), generator=torch.Generator().manual_seed(0)).to(dtype)
+    expected = [linear_sum_assignment(problem) for problem in cost.numpy()]
+    found = assignment(cost)
+    for columns, (rows, chosen) in zip(found, expected):
+        assert columns[rows].tolist() == chosen.tolist()
+        assert (columns >= 0).sum() == 4
+
+
+@pytest.mark.parametrize('value', [float('nan'), float('inf'), -float('inf')])
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float64])
+def test_an_assignment_of_non_finite_costs_is_refused_but_not_of_padding(value, dtype):
+    cost = torch.rand(2, 4, 3, dtype=dtype, generator=torch.Generator().manual_seed(0))
+    cost[1, 2, 0] = value
+    with pytest.raises(ValueError, match='cost holds NaN or infinite entries'):
+        assignment(cost)
+    mask = torch.tensor([[True] * 3, [False, True, True]])
+    assert assignment(cost, mask)[1].max() == 2

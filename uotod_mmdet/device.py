@@ -1,4 +1,4 @@
-"""What the host does about values on a GPU without waiting for them."""
+"""Deferred checks: raise later instead of synchronising with the GPU."""
 
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -12,6 +12,14 @@ def host_may_wait(tensor: Tensor) -> bool:
     return not tensor.is_cuda
 
 
+def is_traced() -> bool:
+    """Whether torch.compile traces the code or a transform of torch.func runs it."""
+    return torch.compiler.is_compiling() or _transforms_active()
+
+
+_transforms_active = getattr(torch._C, '_are_functorch_transforms_active', lambda: False)
+
+
 def to_device_of(tensor: Tensor, values: Sequence) -> Tensor:
     """The values as a tensor of the dtype and on the device of ``tensor``."""
     return torch.tensor(values, dtype=tensor.dtype).to(tensor.device, non_blocking=True)
@@ -21,8 +29,11 @@ def act_if(flag: Tensor, act: Callable[[], None]) -> None:
     """Call ``act``, which raises or logs, if ``flag`` (a bool, ()) is true.
 
     Where the host may not wait, that is done during a later call, most often of the next iteration, as soon as the flag
-    has arrived.
+    has arrived. While torch.compile traces and inside the transforms of torch.func values cannot be read: nothing is
+    checked there.
     """
+    if is_traced():
+        return
     if host_may_wait(flag):
         if flag:
             act()

@@ -1,13 +1,17 @@
-"""The compiled part (csrc/), which does in float32 on a processor what the rest does in torch, several times faster.
+"""The compiled part (csrc/): kernels for float32 on a CPU, several times faster than the torch code beside them.
 
-It is built on installation where a C++ compiler is found. Without it, on a GPU, in other dtypes, and where the
-environment variable UOTOD_NATIVE is 0, the torch code does the same.
+The compiled part is built on installation where a C++ compiler is found. Without it, on a GPU, for other dtypes and
+layouts, and where the environment variable UOTOD_NATIVE is 0, the torch code does the same.
+
+Every kernel is declared with the dtype and shape of each tensor and the type of each number (:class:`Kernel`). Nothing
+reaches a kernel that is not as declared.
 """
 
 import ctypes
 import importlib.util
 import os
 import platform
+import re
 import warnings
 import zlib
 from pathlib import Path
@@ -16,11 +20,13 @@ from typing import Optional, Union
 import torch
 from torch import Tensor
 
+from uotod_mmdet.device import is_traced
+
 
 def _load() -> Optional[ctypes.CDLL]:
     spec = importlib.util.find_spec('uotod_mmdet._native')
-    old_processor = platform.machine() in ('x86_64', 'AMD64') and torch.backends.cpu.get_cpu_capability() == 'DEFAULT'
-    if spec is None or old_processor or os.environ.get('UOTOD_NATIVE') == '0':
+    old_cpu = platform.machine() in ('x86_64', 'AMD64') and torch.backends.cpu.get_cpu_capability() == 'DEFAULT'
+    if spec is None or old_cpu or os.environ.get('UOTOD_NATIVE') == '0':
         return None
     try:
         library = ctypes.CDLL(spec.origin)
@@ -32,7 +38,7 @@ def _load() -> Optional[ctypes.CDLL]:
         pass
     warnings.warn(
         f'uotod_mmdet: {spec.origin} was built from other sources or for another system and is not used, which costs '
-        'time on a processor. Build it again: make env, or pip install --no-build-isolation -e .',
+        'time on a CPU. Build it again: make env, or pip install --no-build-isolation -e .',
         stacklevel=2,
     )
     return None
@@ -41,33 +47,116 @@ def _load() -> Optional[ctypes.CDLL]:
 library = _load()
 """The compiled part; None: there is none."""
 
-
-def fits(*tensors: Tensor) -> bool:
-    """Whether the compiled part can work on the tensors: contiguous, float32 or int64, on the processor."""
-    return library is not None and all(
-        type(tensor) in (Tensor, torch.nn.Parameter)
-        and tensor.device.type == 'cpu'
-        and tensor.dtype in (torch.float32, torch.int64)
-        and tensor.is_contiguous()
-        for tensor in tensors
-    )
+_DTYPES = dict(f32=torch.float32, f64=torch.float64, i64=torch.int64, bool=torch.bool)
 
 
-def call(name: str, *arguments: Union[Tensor, int, float]) -> int:
-    """Call a function of the library on the data of tensors and on numbers; the number of threads comes last.
+class Kernel:
+    """A function of the compiled part and what it takes.
 
-    Raises:
-        MemoryError: If there is not enough memory.
+    Args:
+        name: The exported function.
+        arguments: Declarations in the order of the C++ parameters, split by commas:
+
+            - ``name: dtype[sizes]``, a contiguous tensor of f32, f64, i64 or bool. A size is a number or a name, which
+              stands for the same size wherever it appears. ``dtype[sizes]?`` may be None, a null pointer;
+              ``dtype[sizes]~`` may have rows of any distance: only its last dimension is contiguous.
+            - ``name: int`` or ``name: float``, a number that the caller gives.
+            - ``name`` alone, the size of that name; ``name.stride``, the distance of the rows of the tensor, in
+              elements.
+
+            The number of threads follows by itself.
     """
-    converted = []
-    for argument in arguments:
-        if isinstance(argument, Tensor):
-            converted.append(ctypes.c_void_p(argument.data_ptr()))
-        elif isinstance(argument, float):
-            converted.append(ctypes.c_double(argument))
-        else:
-            converted.append(ctypes.c_int64(argument))
-    result = getattr(library, name)(*converted, ctypes.c_int(torch.get_num_threads()))
-    if result < 0:
-        raise MemoryError(f'{name}: not enough memory')
-    return result
+
+    def __init__(self, name: str, arguments: str) -> None:
+        self.name = name
+        self.declaration = arguments
+        self.tensors: dict[str, tuple] = {}
+        self.numbers: dict[str, type] = {}
+        self.order = []
+        for declaration in re.split(r',\s*', arguments):
+            argument, _, kind = declaration.partition(': ')
+            self.order.append(argument)
+            if kind in ('int', 'float'):
+                self.numbers[argument] = int if kind == 'int' else float
+            elif kind:
+                dtype, sizes, mark = re.fullmatch(r'(\w+)\[(.*)\]([?~]?)', kind).groups()
+                sizes = tuple(int(size) if size.isdigit() else size for size in sizes.split())
+                self.tensors[argument] = _DTYPES[dtype], sizes, mark
+
+    def takes(self, **tensors: Optional[Tensor]) -> bool:
+        """Whether there is a compiled part and the tensors, some or all of its arguments, are as declared."""
+        return library is not None and not is_traced() and self._misfit(tensors, {}) is None
+
+    def __call__(self, **arguments: Union[Tensor, float, None]) -> int:
+        """Run the kernel.
+
+        Returns:
+            What the function returns, >= 0.
+
+        Raises:
+            TypeError: If an argument is not as declared.
+            IndexError: If an index that a tensor holds lies outside what the index refers to.
+            MemoryError: If there is not enough memory.
+        """
+        if arguments.keys() != self.tensors.keys() | self.numbers.keys():
+            raise TypeError(
+                f'{self.name} takes {", ".join((*self.tensors, *self.numbers))}; got {", ".join(arguments)}'
+            )
+        sizes: dict[str, int] = {}
+        misfit = self._misfit(arguments, sizes)
+        if misfit is not None or is_traced():
+            raise TypeError(f'{self.name}: {misfit} does not fit {self.declaration}')
+        converted = []
+        for name in self.order:
+            owner = name.partition('.stride')[0]
+            if name in self.tensors:
+                tensor = arguments[name]
+                converted.append(ctypes.c_void_p(None if tensor is None else tensor.data_ptr()))
+            elif name in self.numbers:
+                converted.append((ctypes.c_double if self.numbers[name] is float else ctypes.c_int64)(arguments[name]))
+            else:
+                converted.append(ctypes.c_int64(sizes.get(name, 0) if owner == name else _distance(arguments[owner])))
+        result = getattr(library, self.name)(*converted, ctypes.c_int(torch.get_num_threads()))
+        if result == -1:
+            raise MemoryError(f'{self.name}: not enough memory')
+        if result == -2:
+            raise IndexError(f'{self.name}: an index lies outside what the index refers to')
+        return result
+
+    def _misfit(self, arguments: dict, sizes: dict[str, int]) -> Optional[str]:
+        """The first argument that is not as declared; ``sizes`` gets the sizes by name."""
+        for name, value in arguments.items():
+            if name in self.numbers:
+                if not isinstance(value, self.numbers[name]):
+                    return name
+                continue
+            dtype, shape, mark = self.tensors[name]
+            if value is None and mark == '?':
+                continue
+            if not (
+                type(value) in (Tensor, torch.nn.Parameter)
+                and value.dtype == dtype
+                and value.device.type == 'cpu'
+                and value.layout == torch.strided
+                and value.dim() == len(shape)
+                and not value.is_neg()
+                and (_distance(value) is not None if mark == '~' else value.is_contiguous())
+            ):
+                return name
+            for size, expected in zip(value.shape, shape):
+                if (sizes.setdefault(expected, size) if isinstance(expected, str) else expected) != size:
+                    return name
+        return None
+
+
+def _distance(tensor: Tensor) -> Optional[int]:
+    """Distance of the rows (of a vector: of the entries) in elements; None where rows overlap or lie irregularly."""
+    *shape, width = tensor.shape
+    if tensor.dim() == 1 or tensor.numel() == 0:
+        return tensor.stride(0)
+    distance = tensor.stride(-2) if shape[-1] > 1 else max(tensor.stride(-2), width)
+    expected, regular = distance, distance >= width and (tensor.stride(-1) == 1 or width == 1)
+    for axis in reversed(range(len(shape))):
+        regular = regular and (shape[axis] == 1 or tensor.stride(axis) == expected)
+        expected *= shape[axis]
+    return distance if regular else None

@@ -5,11 +5,13 @@ from typing import Optional
 import torch
 from torch import Tensor
 
-from uotod_mmdet import native
+from uotod_mmdet.native import Kernel
 from uotod_mmdet.ot import assignment
 from uotod_mmdet.registry import TASK_UTILS
 
 from .base import TransportAssigner
+
+ONE_HOT = Kernel('uotod_one_hot', 'columns: i64[B N], row_mask: bool[B N], background: int, B, N, K, plan: f32[B N K]')
 
 
 @TASK_UTILS.register_module()
@@ -25,9 +27,9 @@ class HungarianAssigner(TransportAssigner):
 
     def _plan(self, cost: Tensor, gt_mask: Tensor, gt_mass: Optional[Tensor], pred_mask: Tensor) -> Tensor:
         columns = assignment(cost[:, :, :-1], gt_mask, pred_mask)
-        if native.fits(cost, columns):
-            plan, mask = torch.empty_like(cost), pred_mask.contiguous()
-            native.call('uotod_one_hot', columns, mask, self.background, columns.numel(), cost.size(2), plan)
+        if ONE_HOT.takes(plan=cost, columns=columns):
+            plan = torch.empty_like(cost)
+            ONE_HOT(columns=columns, row_mask=pred_mask.contiguous(), background=bool(self.background), plan=plan)
             return plan
         index = torch.where(columns < 0, cost.size(2) - 1, columns)[:, :, None]
         weight = pred_mask if self.background else columns >= 0

@@ -1,6 +1,5 @@
 """The costs of a whole batch of images from mmdet's match costs."""
 
-import ctypes
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Optional, Union
 
@@ -10,8 +9,8 @@ from mmdet.structures.bbox import bbox_overlaps, bbox_xyxy_to_cxcywh
 from mmengine.structures import InstanceData
 from torch import Tensor
 
-from uotod_mmdet import native
 from uotod_mmdet.device import act_if, host_may_wait, to_device_of
+from uotod_mmdet.native import Kernel
 
 from .log_iou_cost import LogIoUCost
 from .overlaps import pairwise_overlaps
@@ -144,9 +143,8 @@ def batch_cost(match_costs: Sequence, batch: Batch, out: Optional[Tensor] = None
     with torch.autocast(batch.bboxes.device.type, enabled=False), torch.no_grad():
         if out is None:
             out = batch.bboxes.new_empty(*batch.bboxes.shape[:2], batch.gt_bboxes.size(1))
-        if native.fits(batch.bboxes, batch.gt_bboxes):
-            bad = _sum_natively(match_costs, batch, out)
-        else:
+        bad = _sum_compiled(match_costs, batch, out)
+        if bad is None:
             total = zero_padding(sum(_term(cost, batch) for cost in match_costs), batch.gt_mask, batch.pred_mask)
             out.copy_(total)
             # A sum is not finite if an entry is not, and takes one pass; that of finite entries overflows rarely.
@@ -155,55 +153,45 @@ def batch_cost(match_costs: Sequence, batch: Batch, out: Optional[Tensor] = None
     return out
 
 
-class _Term(ctypes.Structure):
-    """struct Term of csrc/costs.cpp."""
-
-    _fields_ = [
-        ('kind', ctypes.c_int64),
-        ('of_preds', ctypes.c_void_p),
-        ('of_gts', ctypes.c_void_p),
-        ('sizes', ctypes.c_void_p),
-        ('classes', ctypes.c_int64),
-        ('centred', ctypes.c_int64),
-        *((name, ctypes.c_double) for name in ('weight', 'eps', 'alpha', 'gamma')),
-    ]
+COSTS = Kernel(
+    'uotod_costs',
+    'terms: f64[T 6], T, boxes: f32[B N 4]?, gt_boxes: f32[B M 4]?, scores: f32[B N C]?, C, labels: i64[B M]?, '
+    'sizes: f32[B 4]?, given: f32[B N M]?, gt_mask: bool[B M], pred_mask: bool[B N]?, B, N, M, cost: f32[B N M]~, '
+    'cost.stride',
+)
+_GIVEN, _IOU, _GIOU, _LOG_IOU, _L1, _SOFTMAX, _FOCAL = range(7)  # enum Kind of csrc/costs.cpp
 
 
-_KINDS = dict(given=0, iou=1, giou=2, log_iou=3, l1=4, softmax=5, focal=6)
-
-
-def _sum_natively(match_costs: Sequence, batch: Batch, out: Tensor) -> bool:
-    """Sum the costs to ``out`` by csrc/costs.cpp; returns whether an entry is not finite."""
-    terms, held = [], []
-
-    def add(kind: str, weight: float, **values: Union[Tensor, float]) -> None:
-        held.append(values)  # whose memory is read below
-        values = {name: value.data_ptr() if isinstance(value, Tensor) else value for name, value in values.items()}
-        terms.append(_Term(kind=_KINDS[kind], weight=weight, **values))
-
-    boxes = dict(of_preds=batch.bboxes, of_gts=batch.gt_bboxes)
-    scores = batch.scores if batch.scores is not None and native.fits(batch.scores, batch.gt_labels) else None
-    if scores is not None:
-        classes = dict(of_preds=scores, of_gts=batch.gt_labels, classes=scores.size(2))
+def _sum_compiled(match_costs: Sequence, batch: Batch, out: Tensor) -> Optional[bool]:
+    """Sum the costs to ``out`` by csrc/costs.cpp; whether an entry is not finite, None if the kernel does not fit."""
+    inputs = dict(boxes=batch.bboxes, gt_boxes=batch.gt_bboxes, scores=None, labels=None, sizes=None, given=None)
+    inputs.update(gt_mask=batch.gt_mask, pred_mask=batch.pred_mask, cost=out)
+    if not COSTS.takes(**inputs):
+        return None
+    classes = dict(scores=batch.scores, labels=batch.gt_labels)
+    classes_fit = batch.scores is not None and COSTS.takes(**classes)
+    terms, others = [], []
     for match_cost in match_costs:
         kind, weight = type(match_cost), getattr(match_cost, 'weight', 1.0)
         if kind is IoUCost and match_cost.iou_mode in ('iou', 'giou'):
-            add(match_cost.iou_mode, -weight, **boxes)
+            terms.append((_IOU if match_cost.iou_mode == 'iou' else _GIOU, -weight, 0, 0, 0, 0))
         elif kind is LogIoUCost:
-            add('log_iou', -weight, eps=match_cost.eps, **boxes)
+            terms.append((_LOG_IOU, -weight, match_cost.eps, 0, 0, 0))
         elif kind is BBoxL1Cost:
-            add('l1', weight, sizes=_image_sizes(batch), centred=match_cost.box_format == 'xywh', **boxes)
-        elif kind is ClassificationCost and scores is not None:
-            add('softmax', -weight, **classes)
-        elif kind is FocalLossCost and not match_cost.binary_input and scores is not None:
-            options = {name: getattr(match_cost, name) for name in ('eps', 'alpha', 'gamma')}
-            add('focal', weight, **options, **classes)
+            inputs['sizes'] = _image_sizes(batch)
+            terms.append((_L1, weight, 0, 0, 0, match_cost.box_format == 'xywh'))
+        elif kind is ClassificationCost and classes_fit:
+            inputs.update(classes)
+            terms.append((_SOFTMAX, -weight, 0, 0, 0, 0))
+        elif kind is FocalLossCost and not match_cost.binary_input and classes_fit:
+            inputs.update(classes)
+            terms.append((_FOCAL, weight, match_cost.eps, match_cost.alpha, match_cost.gamma, 0))
         else:
-            add('given', 1.0, of_preds=_term(match_cost, batch).to(out.dtype).contiguous())
-    masks = batch.gt_mask.contiguous(), 0 if batch.pred_mask is None else batch.pred_mask.contiguous()
-    size = *batch.bboxes.shape[:2], batch.gt_bboxes.size(1)
-    array = (_Term * len(terms))(*terms)
-    return bool(native.call('uotod_costs', ctypes.addressof(array), len(terms), *masks, *size, out, out.stride(1)))
+            others.append(_term(match_cost, batch))
+    if others:
+        inputs['given'] = sum(others).to(out.dtype).contiguous()
+        terms.append((_GIVEN, 1, 0, 0, 0, 0))
+    return bool(COSTS(terms=torch.tensor(terms, dtype=torch.float64).view(-1, 6), **inputs))
 
 
 def zero_padding(cost: Tensor, gt_mask: Tensor, pred_mask: Optional[Tensor]) -> Tensor:
@@ -271,7 +259,11 @@ def _box_l1(match_cost: BBoxL1Cost, batch: Batch) -> Tensor:
     boxes, gt_bboxes = batch.bboxes, batch.gt_bboxes
     if match_cost.box_format == 'xywh':
         boxes, gt_bboxes = bbox_xyxy_to_cxcywh(boxes), bbox_xyxy_to_cxcywh(gt_bboxes)
-    return match_cost.weight * torch.cdist(boxes / sizes, gt_bboxes / sizes, p=1)
+    total = None  # one coordinate at a time: torch.cdist(p=1) is slow on GPUs
+    for own, gt in zip((boxes / sizes).unbind(-1), (gt_bboxes / sizes).unbind(-1)):
+        distance = (own[:, :, None] - gt[:, None, :]).abs_()
+        total = distance if total is None else total.add_(distance)
+    return total.mul_(match_cost.weight)
 
 
 def _image_sizes(batch: Batch) -> Tensor:

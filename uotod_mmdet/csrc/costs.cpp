@@ -10,15 +10,25 @@
 
 enum Kind : int64_t { GIVEN, IOU, GIOU, LOG_IOU, L1, SOFTMAX, FOCAL };
 
-// One match cost; mirrored in uotod_mmdet/costs/pairwise.py.
+// One match cost as it is handed over: a row of six numbers.
 struct Term {
-    int64_t kind;
-    const float *of_preds;  // GIVEN: the term itself, (images, preds, gts); boxes (images, preds, 4); or scores
-    const void *of_gts;     // boxes, float (images, gts, 4); or labels, int64 (images, gts)
-    const float *sizes;     // L1: what coordinates are divided by, (images, 4)
+    double kind, weight, eps, alpha, gamma, centred;  // centred: L1 compares (centre, width and height)
+};
+
+// What the terms compare; what no term needs may be null.
+struct Inputs {
+    const float *boxes, *gt_boxes;  // (images, preds, 4), (images, gts, 4)
+    const float *scores;            // (images, preds, classes)
     int64_t classes;
-    int64_t centred;        // L1: compare (centre, width and height)
-    double weight, eps, alpha, gamma;
+    const int64_t *labels;  // (images, gts)
+    const float *sizes;     // L1: what coordinates are divided by, (images, 4)
+    const float *given;     // terms that others computed, (images, preds, gts)
+
+    bool suffice(const Term &term) const {
+        if (term.kind == GIVEN) return given;
+        if (term.kind == SOFTMAX || term.kind == FOCAL) return scores && labels && classes > 0;
+        return boxes && gt_boxes && (sizes || term.kind != L1);
+    }
 };
 
 namespace {
@@ -31,18 +41,18 @@ f8 at_least(f8 x, float low) { return x < low ? all(low) : x; }
 // A term and its ground truths: four coordinates or one label for each, padded to whole vectors, image by image.
 class Costs {
    public:
-    Costs(const Term &term, long images, long gts) : term_(term), gts_(gts), width_(padded(gts)) {
+    Costs(const Term &term, const Inputs &inputs, long images, long gts)
+        : term_(term), inputs_(inputs), gts_(gts), width_(padded(gts)) {
         if (term.kind == SOFTMAX || term.kind == FOCAL) {
             labels_.assign(images * width_, 0);
             for (long image = 0; image < images; ++image)
-                for (long j = 0; j < gts; ++j)
-                    labels_[image * width_ + j] = (int32_t)((const int64_t *)term.of_gts)[image * gts + j];
+                for (long j = 0; j < gts; ++j) labels_[image * width_ + j] = (int32_t)inputs.labels[image * gts + j];
         } else if (term.kind != GIVEN) {
             boxes_.assign(images * 4 * width_, 0.0f);
             for (long image = 0; image < images; ++image)
                 for (long j = 0; j < gts; ++j) {
                     float box[4];
-                    read((const float *)term.of_gts + (image * gts + j) * 4, image, box);
+                    read(inputs.gt_boxes + (image * gts + j) * 4, image, box);
                     for (long axis = 0; axis < 4; ++axis) boxes_[(image * 4 + axis) * width_ + j] = box[axis];
                 }
         }
@@ -51,7 +61,7 @@ class Costs {
     // Add the costs of a prediction with the first `count` ground truths to `sum`; `scratch` holds the classes.
     void add(long image, long row, long count, float *sum, float *scratch) const {
         if (term_.kind == GIVEN) {
-            const float *from = term_.of_preds + row * gts_;
+            const float *from = inputs_.given + row * gts_;
             for (long j = 0; j < count; ++j) sum[j] += from[j];
         } else if (term_.kind == SOFTMAX) {
             add_softmax(image, row, count, sum, scratch);
@@ -66,6 +76,7 @@ class Costs {
 
    private:
     Term term_;
+    Inputs inputs_;
     long gts_, width_;
     std::vector<float> boxes_;
     std::vector<int32_t> labels_;
@@ -79,11 +90,11 @@ class Costs {
                 box[axis] = (from[axis] + from[axis + 2]) / 2;
                 box[axis + 2] = from[axis + 2] - from[axis];
             }
-        for (long axis = 0; axis < 4; ++axis) box[axis] /= term_.sizes[image * 4 + axis];
+        for (long axis = 0; axis < 4; ++axis) box[axis] /= inputs_.sizes[image * 4 + axis];
     }
 
     void add_overlaps(long image, long row, long count, float *sum) const {
-        const float *gt = boxes_.data() + image * 4 * width_, *box = term_.of_preds + row * 4;
+        const float *gt = boxes_.data() + image * 4 * width_, *box = inputs_.boxes + row * 4;
         const float weight = (float)term_.weight, eps = (float)term_.eps, least = 1e-6f;
         const f8 x1 = all(box[0]), y1 = all(box[1]), x2 = all(box[2]), y2 = all(box[3]);
         const f8 side_x = x2 - x1, side_y = y2 - y1, zero = {};
@@ -109,7 +120,7 @@ class Costs {
     void add_l1(long image, long row, long count, float *sum) const {
         const float *gt = boxes_.data() + image * 4 * width_;
         float box[4];
-        read(term_.of_preds + row * 4, image, box);
+        read(inputs_.boxes + row * 4, image, box);
         for (long j = 0; j < count; j += 8) {
             f8 value = {};
             for (long axis = 0; axis < 4; ++axis) value += abs8(load(gt + axis * width_ + j) - box[axis]);
@@ -119,14 +130,14 @@ class Costs {
 
     // The probability of the ground truth's class.
     void add_softmax(long image, long row, long count, float *sum, float *scratch) const {
-        const float *scores = term_.of_preds + row * term_.classes;
+        const float *scores = inputs_.scores + row * inputs_.classes;
         float few[8];
-        if (term_.classes < 8) {
+        if (inputs_.classes < 8) {
             std::fill(few, few + 8, -1e30f);
-            std::copy(scores, scores + term_.classes, few);
+            std::copy(scores, scores + inputs_.classes, few);
             scores = few;
         }
-        const long classes = std::max(term_.classes, (int64_t)8), last = classes - 8;
+        const long classes = std::max(inputs_.classes, (int64_t)8), last = classes - 8;
         f8 size = {}, total = {};  // the total is NaN where a score is NaN or +inf
         for (long c = 0; c < classes; c += 8) size = max8(abs8(load(scores + std::min(c, last))), size);
         const bool small = largest8(size) <= 40;  // then exponentials need neither care nor the largest score
@@ -144,7 +155,7 @@ class Costs {
 
     // mmdet's FocalLossCost.
     void add_focal(long image, long row, long count, float *sum) const {
-        const float *score = term_.of_preds + row * term_.classes;
+        const float *score = inputs_.scores + row * inputs_.classes;
         const int32_t *label = labels_.data() + image * width_;
         const float alpha = (float)term_.alpha, gamma = (float)term_.gamma, eps = (float)term_.eps;
         const auto power = [gamma](f8 x) { return gamma == 2 ? x * x : exp8(gamma * log8(max8(x, all(1e-37f)))); };
@@ -164,17 +175,19 @@ class Costs {
 
 // Sum the terms to `cost`, whose rows (one for each prediction) hold `gts` numbers and lie `stride` apart; 0 where a
 // mask (gt_mask (images, gts), pred_mask (images, preds) or null) is. Returns 1 where a number is not finite, else 0;
-// -1 where memory ran out.
-extern "C" int uotod_costs(const Term *terms, int64_t count, const uint8_t *gt_mask, const uint8_t *pred_mask,
-                           int64_t images, int64_t preds, int64_t gts, float *cost, int64_t stride,
-                           int threads) try {
+// -1 where memory ran out, -2 where a label is no class or an input is missing.
+extern "C" int uotod_costs(const Term *terms, int64_t count, const float *boxes, const float *gt_boxes,
+                           const float *scores, int64_t classes, const int64_t *labels, const float *sizes,
+                           const float *given, const uint8_t *gt_mask, const uint8_t *pred_mask, int64_t images,
+                           int64_t preds, int64_t gts, float *cost, int64_t stride, int threads) try {
     const long width = padded(gts);
+    const Inputs inputs{boxes, gt_boxes, scores, classes, labels, sizes, given};
     std::vector<Costs> costs;
-    long classes = 0;
-    for (int64_t number = 0; number < count; ++number) {
-        costs.emplace_back(terms[number], images, gts);
-        classes = std::max(classes, (long)terms[number].classes);
-    }
+    for (int64_t number = 0; number < count; ++number)
+        if (!inputs.suffice(terms[number])) return -2;
+    for (int64_t k = 0; scores && labels && k < images * gts; ++k)
+        if (labels[k] < 0 || labels[k] >= classes) return -2;
+    for (int64_t number = 0; number < count; ++number) costs.emplace_back(terms[number], inputs, images, gts);
     std::vector<int32_t> real(images * width, 0);
     std::vector<long> ends(images, 0);  // behind the last ground truth that is none of padding
     for (long image = 0; image < images; ++image)

@@ -17,6 +17,14 @@ int64_t first_pair(const int64_t *rows, int64_t pairs, int64_t row) {
     return std::lower_bound(rows, rows + pairs, row) - rows;
 }
 
+// Whether all indices lie in [0, end), and are in ascending order where that is asked for.
+bool inside(const int64_t *indices, int64_t count, int64_t end, bool ascending = false) {
+    bool good = true;
+    for (int64_t k = 0; k < count; ++k)
+        good &= indices[k] >= 0 && indices[k] < end && !(ascending && k && indices[k] < indices[k - 1]);
+    return good;
+}
+
 // The end of a row behind its last whole vector, filled up with `filler`.
 inline f8 load_rest(const float *x, int64_t columns, float filler) {
     const int64_t count = columns % 8;
@@ -58,7 +66,8 @@ struct Bins {
     int64_t left, right;
     float share;
     Bins(float target, int64_t bins) {
-        left = std::max((int64_t)0, std::min((int64_t)target, bins - 1));  // outside is an error that others find
+        // Outside is an error that others find; NaN counts as 0 here.
+        left = target > 0 ? (int64_t)std::min(target, (float)(bins - 1)) : 0;
         right = std::min(left + 1, bins - 1);
         share = target - (float)left;
     }
@@ -72,6 +81,9 @@ extern "C" int uotod_softmax_losses(const float *scores, int64_t rows, int64_t c
                                     const float *of_background, const int64_t *pair_rows, const int64_t *labels,
                                     const float *weights, int64_t pairs, float *losses, float *log_sums,
                                     int threads) {
+    if (!inside(pair_rows, pairs, rows, true) || !inside(labels, pairs, columns) || background < 0 ||
+        background >= columns)
+        return -2;
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int part = 0; part < threads; ++part) {
         const int64_t last = rows * (part + 1) / threads;
@@ -94,6 +106,9 @@ extern "C" int uotod_softmax_gradient(const float *scores, int64_t rows, int64_t
                                       const float *of_background, const int64_t *pair_rows, const int64_t *labels,
                                       const float *weights, int64_t pairs, const float *log_sums, const float *grad,
                                       int64_t stride, float *gradient, int threads) {
+    if (!inside(pair_rows, pairs, rows, true) || !inside(labels, pairs, columns) || background < 0 ||
+        background >= columns)
+        return -2;
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int part = 0; part < threads; ++part) {
         const int64_t last = rows * (part + 1) / threads;
@@ -113,12 +128,13 @@ extern "C" int uotod_softmax_gradient(const float *scores, int64_t rows, int64_t
     return 0;
 }
 
-// Pairs of a plan (images, preds, gts + 1) that weigh at least `least`, and more than 0. Unless `fill` is set they are
+// Pairs of a plan (images, preds, columns), whose last column is the background, that weigh at least `least`, and more than 0. Unless `fill` is set they are
 // counted only: the number in each of `threads` parts goes to `counts`, from which the second call starts.
-extern "C" int uotod_expand(const float *plan, int64_t images, int64_t preds, int64_t gts, double least_,
+extern "C" int uotod_expand(const float *plan, int64_t images, int64_t preds, int64_t columns, double least_,
                             int64_t *counts, int64_t fill, int64_t *rows, int64_t *truths, int64_t *of_images, float *weights,
                             float *background, int threads) {
     const float least = std::max((float)least_, std::numeric_limits<float>::denorm_min());
+    const int64_t gts = columns - 1;
     const int64_t total = images * preds;
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int part = 0; part < threads; ++part) {
@@ -208,6 +224,7 @@ extern "C" int uotod_focal_losses(const float *logits, int64_t rows, int64_t col
                                   const float *weights, int64_t stride, const int64_t *index,
                                   const float *entry_losses, const float *entry_slopes, int64_t entries,
                                   float *losses, float *gradient, int threads) try {
+    if (!inside(index, entries, rows * columns, true)) return -2;
     const Background background{(float)gamma};
     const int64_t whole = columns / 8 * 8;
     std::vector<float> buffers(threads * (columns + 8));
@@ -259,8 +276,13 @@ struct Boxes {
     int64_t rows, centred;
     const int64_t *pair_rows, *pair_truths, *pair_images;
     const float *weights;  // of the pairs
-    double scale;          // of all
     int64_t pairs;
+    float scale;  // of all
+
+    bool fit(int64_t gts, int64_t images) const {
+        return inside(pair_rows, pairs, rows, true) && inside(pair_truths, pairs, gts) &&
+               (!sizes || inside(pair_images, pairs, images));
+    }
 };
 
 namespace {
@@ -330,7 +352,8 @@ inline f8 giou(const Eight &boxes, bool centred, float eps, f8 (&slope)[4]) {
     const f8 raw_union = side[0] * side[1] + gt_side[0] * gt_side[1] - overlap;
     const f8 both = raw_union < eps ? all(eps) : raw_union;
     const f8 by_union = raw_union > eps ? overlap / (both * both) - 1.0f / hull : zero;
-    const f8 by_overlap = -1.0f / both - by_union, by_hull = both / (hull * hull);
+    const f8 by_overlap = -1.0f / both - by_union;
+    const f8 by_hull = raw_hull > eps ? both / (hull * hull) : zero;
     for (int axis = 0; axis < 2; ++axis) {
         const f8 area = by_union * side[1 - axis], of_hull = by_hull * hull_side[1 - axis];
         const f8 of_overlap = raw[axis] >= zero ? by_overlap * shared[1 - axis] : zero;
@@ -351,38 +374,46 @@ inline f8 box_loss(const Eight &boxes, bool centred, double eps, f8 (&slope)[4])
 }  // namespace
 
 // Weighted 1 - GIoU of each pair, divided by areas of at least eps; the distance of the coordinates where eps is
-// negative.
-extern "C" int uotod_box_losses(const Boxes *boxes, double eps, float *losses, int threads) {
+// negative. Returns -2 where an index of a pair lies outside.
+extern "C" int uotod_box_losses(const float *preds, int64_t rows, const float *truths, int64_t gts, const float *sizes,
+                                int64_t images, int64_t centred, const int64_t *pair_rows, const int64_t *pair_truths,
+                                const int64_t *pair_images, const float *weights, int64_t pairs, double scale,
+                                double eps, float *losses, int threads) {
+    const Boxes boxes{preds, truths, sizes, rows, centred, pair_rows, pair_truths, pair_images, weights, pairs, (float)scale};
+    if (!boxes.fit(gts, images)) return -2;
 #pragma omp parallel for num_threads(threads) schedule(static)
-    for (int64_t first = 0; first < boxes->pairs; first += 8) {
+    for (int64_t first = 0; first < pairs; first += 8) {
         f8 slope[4];
-        const f8 values = box_loss(Eight(*boxes, first), boxes->centred, eps, slope);
-        const int64_t count = std::min((int64_t)8, boxes->pairs - first);
-        for (int64_t k = 0; k < count; ++k) losses[first + k] = (float)boxes->scale * boxes->weights[first + k] * values[k];
+        const f8 values = box_loss(Eight(boxes, first), centred, eps, slope);
+        const int64_t count = std::min((int64_t)8, pairs - first);
+        for (int64_t k = 0; k < count; ++k) losses[first + k] = boxes.scale * weights[first + k] * values[k];
     }
     return 0;
 }
 
 // The gradient of the predictions, (rows, 4), of the sum of losses times grad[k * stride].
-extern "C" int uotod_box_gradient(const Boxes *given, double eps, const float *grad, int64_t stride, float *gradient,
-                                  int threads) {
-    const Boxes boxes = *given;  // that no store can touch
-    const float scale = (float)boxes.scale;
+extern "C" int uotod_box_gradient(const float *preds, int64_t rows, const float *truths, int64_t gts,
+                                  const float *sizes, int64_t images, int64_t centred, const int64_t *pair_rows,
+                                  const int64_t *pair_truths, const int64_t *pair_images, const float *weights,
+                                  int64_t pairs, double scale, double eps, const float *grad, int64_t stride,
+                                  float *gradient, int threads) {
+    const Boxes boxes{preds, truths, sizes, rows, centred, pair_rows, pair_truths, pair_images, weights, pairs, (float)scale};
+    if (!boxes.fit(gts, images)) return -2;
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int part = 0; part < threads; ++part) {
-        const int64_t row = boxes.rows * part / threads, last_row = boxes.rows * (part + 1) / threads;
+        const int64_t row = rows * part / threads, last_row = rows * (part + 1) / threads;
         std::fill(gradient + row * 4, gradient + last_row * 4, 0.0f);
-        const int64_t last = first_pair(boxes.pair_rows, boxes.pairs, last_row);
-        for (int64_t first = first_pair(boxes.pair_rows, boxes.pairs, row); first < last; first += 8) {
+        const int64_t last = first_pair(pair_rows, pairs, last_row);
+        for (int64_t first = first_pair(pair_rows, pairs, row); first < last; first += 8) {
             const int64_t count = std::min((int64_t)8, last - first);
             f8 slope[8] = {};
             f4 slopes[8][2];
-            box_loss(Eight(boxes, first), boxes.centred, eps, (f8(&)[4])slope);
+            box_loss(Eight(boxes, first), centred, eps, (f8(&)[4])slope);
             transpose8(slope);
             std::memcpy(slopes, slope, sizeof slopes);
             for (int64_t k = 0; k < count; ++k) {
-                const float by = scale * boxes.weights[first + k] * grad[(first + k) * stride];
-                float *to = gradient + boxes.pair_rows[first + k] * 4;
+                const float by = boxes.scale * weights[first + k] * grad[(first + k) * stride];
+                float *to = gradient + pair_rows[first + k] * 4;
                 f4 sum;
                 std::memcpy(&sum, to, sizeof sum);
                 sum += by * slopes[k][0];
@@ -398,6 +429,7 @@ extern "C" int uotod_box_gradient(const Boxes *given, double eps, const float *g
 extern "C" int uotod_plan_statistics(const int64_t *pair_rows, const int64_t *pair_truths, const float *weights,
                                      int64_t pairs, const float *background, int64_t rows, const uint8_t *gt_mask,
                                      int64_t gts, double *statistics, int threads) try {
+    if (!inside(pair_rows, pairs, rows, true) || !inside(pair_truths, pairs, gts)) return -2;
     std::vector<float> masses((gts + 8) * threads, 0.0f), mass_of_row(rows, 0.0f);  // of the ground truths by thread
     double entropy = 0, mass = 0;
     int64_t matched = 0, unmatched = 0;
@@ -436,6 +468,7 @@ extern "C" int uotod_plan_statistics(const int64_t *pair_rows, const int64_t *pa
 // Sums of values (count) over each of `groups`, to which they belong in ascending order.
 extern "C" int uotod_sum_groups(const float *values, const int64_t *group, int64_t count, float *sums, int64_t groups,
                                 int) {
+    if (!inside(group, count, groups, true)) return -2;
     int64_t k = 0;
     for (int64_t index = 0; index < groups; ++index) {
         const int64_t end = std::upper_bound(group + k, group + count, index) - group;

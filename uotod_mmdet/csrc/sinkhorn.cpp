@@ -655,13 +655,23 @@ class Solver {
     }
 };
 
+// Largest absolute value; NaN or inf where there is one.
 float largest_of(const float *values, long count) {
-    f8 most = {};
+    f8 most = {}, fault = {};  // 0 as long as all are finite
     long i = 0;
-    for (; i + 8 <= count; i += 8) most = max8(most, abs8(load(values + i)));
-    float largest = largest8(most);
-    for (; i < count; ++i) largest = std::max(largest, std::fabs(values[i]));
+    for (; i + 8 <= count; i += 8) {
+        const f8 x = load(values + i);
+        most = max8(most, abs8(x)), fault += 0.0f * x;
+    }
+    float largest = largest8(most) + sum8(fault);
+    for (; i < count; ++i) largest = std::max(largest, std::fabs(values[i])) + 0.0f * values[i];
     return largest;
+}
+
+bool are_masses(const float *values, long count) {
+    bool good = true;
+    for (long i = 0; i < count; ++i) good &= values[i] >= 0 && values[i] < INF;
+    return good;
 }
 
 }  // namespace
@@ -671,14 +681,15 @@ extern "C" int64_t uotod_sources() { return UOTOD_SOURCES; }
 
 // Solve `batch` problems of `rows` x `columns`; rho: weight of a side's penalty in units of reg, inf for a constraint;
 // relative: whether reg is in units of a problem's largest absolute cost.
-// Returns 0, or -1 where memory ran out.
+// Returns 0; 1 where a problem is none (NaN, infinite or negative where that may not be) or its costs are too large
+// beside reg for DEAD to stand out; -1 where memory ran out.
 extern "C" int uotod_sinkhorn(const float *cost, const float *a, const float *b, const double *reg,
                               const double *rho_a, const double *rho_b, int64_t relative, int64_t batch, int64_t rows,
                               int64_t columns, int64_t num_iter, int64_t check_every, int64_t newton_after, double tol,
                               double absorb_above, const float *scale, float *plan, int64_t *done, double *error, int threads) {
     const Options options{(long)num_iter, (long)check_every, (long)newton_after, tol, absorb_above};
-    int failed = 0;
-#pragma omp parallel num_threads(threads) reduction(| : failed)
+    int failed = 0, unfit = 0;
+#pragma omp parallel num_threads(threads) reduction(| : failed, unfit)
     {
         Solver<float> in_float;
         Solver<double> in_double;
@@ -687,6 +698,11 @@ extern "C" int uotod_sinkhorn(const float *cost, const float *a, const float *b,
             const int64_t size = rows * columns;
             const float *from = cost + index * size, largest = largest_of(from, size);
             const double unit = reg[index] * (relative && largest > 0 ? largest : 1);
+            if (!(largest < 1e-3 * -DEAD * unit && unit < INF && rho_a[index] >= 0 && rho_b[index] >= 0) ||
+                !are_masses(a + index * rows, rows) || !are_masses(b + index * columns, columns)) {
+                unfit = 1;
+                continue;
+            }
             auto solve = [&](auto &solver) {
                 done[index] = solver.solve(from, a + index * rows, b + index * columns, rows, columns, unit,
                                            rho_a[index], rho_b[index], options, scale[index], plan + index * size);
@@ -702,5 +718,5 @@ extern "C" int uotod_sinkhorn(const float *cost, const float *a, const float *b,
             }
         }
     }
-    return -failed;
+    return failed ? -1 : unfit;
 }

@@ -1,6 +1,5 @@
 """Localisation losses of the pairs of a plan, gathered from all predictions and ground truths."""
 
-import ctypes
 from typing import Any, Optional
 
 import torch
@@ -9,9 +8,16 @@ from mmdet.structures.bbox import bbox_cxcywh_to_xyxy, bbox_xyxy_to_cxcywh
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from uotod_mmdet import native
+from uotod_mmdet.native import Kernel
 
 from .pairs import Pairs, pair_losses
+
+_BOXES = (
+    'preds: f32[R 4], R, truths: f32[G 4], G, sizes: f32[B 4]?, B, centred: int, pair_rows: i64[K], '
+    'pair_truths: i64[K], pair_images: i64[K], weights: f32[K], K, scale: float, eps: float, '
+)
+BOX_LOSSES = Kernel('uotod_box_losses', _BOXES + 'losses: f32[K]')
+BOX_GRADIENT = Kernel('uotod_box_gradient', _BOXES + 'grad: f32[K]~, grad.stride, gradient: f32[R 4]')
 
 
 def box_losses(
@@ -38,9 +44,11 @@ def box_losses(
     known = type(loss) is GIoULoss if not relative else type(loss) is L1Loss
     known = known or (type(loss) is L1Loss and sizes is None)
     constant = not (gt_bboxes.requires_grad or pairs.weight.requires_grad)
-    if known and constant and len(pairs.rows) and native.fits(boxes, gt_bboxes, pairs.weight):
-        eps = float(loss.eps) if isinstance(loss, GIoULoss) else -1.0
-        return _NativeBoxLosses.apply(boxes, gt_bboxes, pairs, sizes, eps, float(loss.loss_weight))
+    if known and constant and len(pairs.rows):
+        given = boxes, gt_bboxes, sizes, pairs.rows, pairs.gts, pairs.images, pairs.weight
+        if BOX_LOSSES.takes(**dict(zip(_GIVEN, given))):
+            eps = float(loss.eps) if isinstance(loss, GIoULoss) else -1.0
+            return _CompiledBoxLosses.apply(*given, eps, float(loss.loss_weight))
     preds, targets = boxes.index_select(0, pairs.rows), gt_bboxes.index_select(0, pairs.gts)
     if sizes is not None:
         size = sizes[pairs.images]
@@ -51,45 +59,25 @@ def box_losses(
     return pair_losses(loss, preds, targets, pairs.weight)
 
 
-class _Boxes(ctypes.Structure):
-    """struct Boxes of csrc/losses.cpp."""
-
-    _fields_ = [
-        *((name, ctypes.c_void_p) for name in ('preds', 'truths', 'sizes')),
-        *((name, ctypes.c_int64) for name in ('rows', 'centred')),
-        *((name, ctypes.c_void_p) for name in ('pair_rows', 'pair_truths', 'pair_images', 'weights')),
-        ('scale', ctypes.c_double),
-        ('pairs', ctypes.c_int64),
-    ]
+_GIVEN = ('preds', 'truths', 'sizes', 'pair_rows', 'pair_truths', 'pair_images', 'weights')
 
 
-class _NativeBoxLosses(torch.autograd.Function):
+class _CompiledBoxLosses(torch.autograd.Function):
     """Weighted L1 (eps < 0) or 1 - GIoU of each pair by csrc/losses.cpp."""
 
     @staticmethod
-    def forward(
-        ctx: Any, boxes: Tensor, gt_bboxes: Tensor, pairs: Pairs, sizes: Optional[Tensor], eps: float, scale: float
-    ) -> Tensor:
-        ctx.others, ctx.eps = (pairs, sizes, scale), eps
-        ctx.save_for_backward(boxes, gt_bboxes)
-        losses = boxes.new_empty(len(pairs.rows))
-        given = _boxes(boxes, gt_bboxes, pairs, sizes, scale)
-        native.call('uotod_box_losses', ctypes.addressof(given), eps, losses)
+    def forward(ctx: Any, *arguments: Any) -> Tensor:
+        *given, eps, scale = arguments
+        ctx.numbers = dict(centred=int(given[2] is not None), scale=scale, eps=eps)
+        ctx.save_for_backward(*given)
+        losses = given[0].new_empty(len(given[3]))
+        BOX_LOSSES(**dict(zip(_GIVEN, given)), **ctx.numbers, losses=losses)
         return losses
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple:
-        boxes, gt_bboxes = ctx.saved_tensors
-        gradient = torch.empty_like(boxes)
-        given = _boxes(boxes, gt_bboxes, *ctx.others)
-        native.call('uotod_box_gradient', ctypes.addressof(given), ctx.eps, grad, grad.stride(0), gradient)
-        return gradient, None, None, None, None, None
-
-
-def _boxes(boxes: Tensor, gt_bboxes: Tensor, pairs: Pairs, sizes: Optional[Tensor], scale: float) -> _Boxes:
-    pointers = (tensor.data_ptr() for tensor in (pairs.rows, pairs.gts, pairs.images, pairs.weight))
-    sizes_at = None if sizes is None else sizes.data_ptr()
-    centred = int(sizes is not None)
-    given = boxes.data_ptr(), gt_bboxes.data_ptr(), sizes_at, len(boxes), centred
-    return _Boxes(*given, *pointers, scale, len(pairs.rows))
+        given = ctx.saved_tensors
+        gradient = torch.empty_like(given[0])
+        BOX_GRADIENT(**dict(zip(_GIVEN, given)), **ctx.numbers, grad=grad, gradient=gradient)
+        return gradient, *[None] * 8

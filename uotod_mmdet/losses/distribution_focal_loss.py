@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from uotod_mmdet import native
+from uotod_mmdet.native import Kernel
 from uotod_mmdet.registry import MODELS
 
 from .checks import (
@@ -23,6 +23,11 @@ from .checks import (
 )
 
 NAME = 'DistributionFocalLoss'
+_ROWS = 'logits: f32[N C], target: f32[N], N, C, '
+LOSSES = Kernel('uotod_distribution_losses', _ROWS + 'losses: f32[N], log_sums: f32[N]')
+GRADIENT = Kernel(
+    'uotod_distribution_gradient', _ROWS + 'log_sums: f32[N], grad: f32[N]~, grad.stride, gradient: f32[N C]'
+)
 
 
 def distribution_focal_loss(
@@ -66,8 +71,8 @@ def distribution_focal_loss(
     ]
 
     logits = full_precision(pred)
-    if native.fits(logits) and not target.requires_grad:
-        loss = _NativeLosses.apply(logits, target.to(logits.dtype).contiguous())
+    if LOSSES.takes(logits=logits) and not target.requires_grad:
+        loss = _CompiledLosses.apply(logits, target.to(logits.dtype).contiguous())
         return reduce_and_check(NAME, loss, pred, weight, reduction, avg_factor, faults)
     left = target.long().clamp(0, reg_max)
     bins = torch.stack([left, (left + 1).clamp(max=reg_max)], 1)
@@ -94,13 +99,13 @@ class _CrossEntropy(torch.autograd.Function):
         return gradient * grad[:, None], None, None
 
 
-class _NativeLosses(torch.autograd.Function):
+class _CompiledLosses(torch.autograd.Function):
     """The same by csrc/losses.cpp."""
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, target: Tensor) -> Tensor:
         losses, log_sums = torch.empty_like(target), torch.empty_like(target)
-        native.call('uotod_distribution_losses', logits, target, *logits.shape, losses, log_sums)
+        LOSSES(logits=logits, target=target, losses=losses, log_sums=log_sums)
         ctx.save_for_backward(logits, target, log_sums)
         return losses
 
@@ -109,8 +114,7 @@ class _NativeLosses(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple:
         logits, target, log_sums = ctx.saved_tensors
         gradient = torch.empty_like(logits)
-        to = grad, grad.stride(0), gradient
-        native.call('uotod_distribution_gradient', logits, target, *logits.shape, log_sums, *to)
+        GRADIENT(logits=logits, target=target, log_sums=log_sums, grad=grad, gradient=gradient)
         return gradient, None
 
 

@@ -13,11 +13,17 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from uotod_mmdet import native
 from uotod_mmdet.device import host_may_wait
+from uotod_mmdet.native import Kernel
 
 BLOCK = 1 << 18
 """Entries of a block: some copies of it fit into a processor's second-level cache."""
+
+FOCAL_LOSSES = Kernel(
+    'uotod_focal_losses',
+    'logits: f32[N C], N, C, gamma: float, weights: f32[N]~, weights.stride, index: i64[K], entry_losses: f32[K], '
+    'entry_slopes: f32[K]?, K, losses: f32[N], gradient: f32[N C]?',
+)
 
 
 def in_blocks(x: Tensor) -> bool:
@@ -57,7 +63,8 @@ def focal_sum(
         (slope,) = torch.autograd.grad(losses.sum(), entries)
     else:
         losses = entry_losses(entries)
-    return _FocalSum.apply(logits, gamma, scale, row_weight, index, losses.detach(), slope)
+    losses = losses.detach().to(logits.dtype)  # weights may be of a wider dtype
+    return _FocalSum.apply(logits, gamma, scale, row_weight.to(logits.dtype), index, losses, slope)
 
 
 def nonzero_entries(target: Tensor) -> tuple[Tensor, Tensor]:
@@ -106,12 +113,13 @@ class _FocalSum(torch.autograd.Function):
         rows, columns = logits.shape
         losses = logits.new_empty(rows)
         gradient = torch.empty_like(logits, memory_format=torch.contiguous_format) if entry_slopes is not None else None
-        if native.fits(logits, index, entry_losses):
-            weight = scale * (row_weight if row_weight.stride(0) else row_weight[:1]).to(logits.dtype)
-            entries = index, entry_losses, 0 if entry_slopes is None else entry_slopes.contiguous(), len(index)
-            to = losses, 0 if gradient is None else gradient
-            stride = int(len(weight) == rows)
-            native.call('uotod_focal_losses', logits, rows, columns, float(gamma), weight, stride, *entries, *to)
+        weights = scale * row_weight if row_weight.stride(0) else (scale * row_weight[:1]).expand(rows)
+        slopes = None if entry_slopes is None else entry_slopes.contiguous()
+        entries = dict(index=index, entry_losses=entry_losses, entry_slopes=slopes)
+        if FOCAL_LOSSES.takes(logits=logits, weights=weights, **entries):
+            FOCAL_LOSSES(
+                logits=logits, gamma=float(gamma), weights=weights, **entries, losses=losses, gradient=gradient
+            )
             ctx.save_for_backward(*([] if gradient is None else [gradient]))
             return losses
         block = max(BLOCK // columns, 1)
@@ -121,7 +129,7 @@ class _FocalSum(torch.autograd.Function):
         for number, start in enumerate(starts):
             part = slice(start, start + block)
             x = logits[part].contiguous()
-            weight = scale * (row_weight[part, None] if row_weight.stride(0) else row_weight[:1])
+            weight = weights[part, None]
             prob, loss = x.sigmoid(), softplus(x)
             factor = (prob * prob if gamma == 2 else prob.pow(gamma)).mul_(weight)
             if gradient is not None:  # d/dx p^gamma s = p^gamma (p + gamma s (1 - p))

@@ -32,14 +32,15 @@ class _GIoULosses(torch.autograd.Function):
         hull_side = (side + gt_side).sub_(shared).clamp_(min=0)
         inside = (shared >= 0).to(pred.dtype)
         shared = shared.clamp_(min=0)
-        overlap, hull = shared[0] * shared[1], (hull_side[0] * hull_side[1]).clamp_(min=eps)
+        overlap, raw_hull = shared[0] * shared[1], hull_side[0] * hull_side[1]
+        hull = raw_hull.clamp(min=eps)
         raw_union = (side[0] * side[1]).add_(gt_side[0] * gt_side[1]).sub_(overlap)
         union = raw_union.clamp(min=eps)
         losses = 2 - overlap / union - union / hull
         if ctx.needs_input_grad[0]:
             by_union = torch.where(raw_union > eps, overlap / union.square() - 1 / hull, 0)
             by_overlap = -1 / union - by_union  # of the overlap itself, and by way of the union
-            by_hull = union / hull.square()
+            by_hull = torch.where(raw_hull > eps, union / hull.square(), 0)
             other, shared_other, hull_other = side.flip(0), shared.flip(0), hull_side.flip(0)
             # Half a slope where two corners coincide, as autograd has it.
             at_high, at_low = _first_is_less(high, gt_high), _first_is_less(gt_low, low)

@@ -6,7 +6,6 @@ P[i, background]. The cost is that of N + K rows for K pairs, and no tensor is l
 """
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple, Optional
 
 import numpy as np
@@ -23,8 +22,8 @@ from mmdet.models.losses import (
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from uotod_mmdet import native
 from uotod_mmdet.device import host_may_wait, to_device_of
+from uotod_mmdet.native import Kernel
 
 from .checks import checked
 from .focal_sum import focal_sum, in_blocks, softplus
@@ -43,6 +42,22 @@ Measured on random boxes, 8 x 900 x 50 and 2 x 8732 x 20: this changes the loss 
 
 ALL_PAIRS = 1 << 20
 """See :func:`expand`."""
+
+EXPAND = Kernel(
+    'uotod_expand',
+    'plan: f32[B N K], B, N, K, min_weight: float, counts: i64[T], fill: int, rows: i64[P]?, gts: i64[P]?, '
+    'images: i64[P]?, weights: f32[P]?, background: f32[R]?',
+)
+SUM_GROUPS = Kernel('uotod_sum_groups', 'values: f32[K], groups: i64[K], K, sums: f32[G], G')
+STATISTICS = Kernel(
+    'uotod_plan_statistics',
+    'rows: i64[K], gts: i64[K], weights: f32[K], K, background: f32[R], R, gt_mask: bool[G], G, values: f64[4]',
+)
+_SOFTMAX = 'scores: f32[N C], N, C, label: int, background: f32[N], rows: i64[K], labels: i64[K], weights: f32[K], K, '
+SOFTMAX_LOSSES = Kernel('uotod_softmax_losses', _SOFTMAX + 'losses: f32[N], log_sums: f32[N]')
+SOFTMAX_GRADIENT = Kernel(
+    'uotod_softmax_gradient', _SOFTMAX + 'log_sums: f32[N], grad: f32[N]~, grad.stride, gradient: f32[N C]'
+)
 
 
 class Pairs(NamedTuple):
@@ -78,9 +93,9 @@ class _SumByImage(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, values: Tensor, images: Tensor, num_images: int) -> Tensor:
         ctx.save_for_backward(images)
-        if values.dtype == torch.float32 and native.fits(values.detach(), images):
+        if SUM_GROUPS.takes(values=values, groups=images):
             sums = values.new_empty(num_images)
-            native.call('uotod_sum_groups', values, images, len(images), sums, num_images)
+            SUM_GROUPS(values=values, groups=images, sums=sums)
             return sums
         return values.new_zeros(num_images).index_add(0, images, values)
 
@@ -107,16 +122,16 @@ def expand(plan: Tensor, min_weight: float = MIN_WEIGHT, few: bool = True) -> Pa
     """
     check_min_weight(min_weight)
     num_images, num_preds, columns = plan.shape
-    if native.fits(plan) and not plan.requires_grad:
-        parts = torch.empty(torch.get_num_threads(), dtype=torch.long)
-        call = partial(native.call, 'uotod_expand', plan, num_images, num_preds, columns - 1, float(min_weight), parts)
-        call(0, 0, 0, 0, 0, 0)
-        count = int(parts.sum())
+    if EXPAND.takes(plan=plan) and not plan.requires_grad:
+        given = dict(plan=plan, min_weight=float(min_weight))
+        given['counts'] = torch.empty(torch.get_num_threads(), dtype=torch.long)
+        names = 'rows', 'gts', 'images', 'weights', 'background'
+        EXPAND(**given, fill=0, **dict.fromkeys(names))
+        count = int(given['counts'].sum())
         rows, gts, images = (torch.empty(count, dtype=torch.long) for _ in range(3))
-        weight = plan.new_empty(count)
-        background = plan.new_empty(num_images * num_preds)
-        call(1, rows, gts, images, weight, background)
-        return Pairs(rows, gts, images, weight, background, num_images)
+        filled = rows, gts, images, plan.new_empty(count), plan.new_empty(num_images * num_preds)
+        EXPAND(**given, fill=1, **dict(zip(names, filled)))
+        return Pairs(*filled, num_images)
     kept = plan >= min_weight if min_weight else plan > 0
     kept[:, :, -1] = False
     if not few and not host_may_wait(plan) and plan.numel() <= ALL_PAIRS:
@@ -279,14 +294,14 @@ def _softmax_losses(
     """:func:`classification_losses` of a softmax cross-entropy."""
     rows, columns = scores.shape
     background, weights = pairs.background, pairs.weight
-    fits = native.fits(scores, background, labels, weights)
-    if num_negatives is None and fits and not weights.requires_grad:
+    fits = SOFTMAX_LOSSES.takes(scores=scores, background=background, rows=pairs.rows, labels=labels, weights=weights)
+    if num_negatives is None and fits and not (weights.requires_grad or background.requires_grad):
         if loss_cls.class_weight is not None:
             class_weight = to_device_of(scores, loss_cls.class_weight)
             background = background * class_weight[background_label]
             weights = weights * class_weight.index_select(0, labels)
         masses = background, pairs.rows, labels, weights
-        return loss_cls.loss_weight * _NativeSoftmaxLosses.apply(scores, background_label, *masses)
+        return loss_cls.loss_weight * _CompiledSoftmaxLosses.apply(scores, background_label, *masses)
     entries = torch.arange(rows, device=scores.device) * columns + background_label
     entries = torch.cat([entries, pairs.rows * columns + labels])
     weight = -loss_cls.loss_weight * torch.cat([pairs.background, pairs.weight])
@@ -299,7 +314,7 @@ def _softmax_losses(
     return losses.index_add(0, pairs.rows, matched)
 
 
-class _NativeSoftmaxLosses(torch.autograd.Function):
+class _CompiledSoftmaxLosses(torch.autograd.Function):
     """Softmax cross-entropy of each row (N, C) with the background and its pairs' labels by csrc/losses.cpp."""
 
     @staticmethod
@@ -314,10 +329,8 @@ class _NativeSoftmaxLosses(torch.autograd.Function):
     ) -> Tensor:
         ctx.label = background_label
         losses, log_sums = torch.empty_like(background), torch.empty_like(background)
-        size = *scores.shape, background_label
-        native.call(
-            'uotod_softmax_losses', scores, *size, background, rows, labels, weights, len(rows), losses, log_sums
-        )
+        given = dict(scores=scores, background=background, rows=rows, labels=labels, weights=weights)
+        SOFTMAX_LOSSES(**given, label=background_label, losses=losses, log_sums=log_sums)
         ctx.save_for_backward(scores, background, rows, labels, weights, log_sums)
         return losses
 
@@ -326,9 +339,8 @@ class _NativeSoftmaxLosses(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple:
         scores, background, rows, labels, weights, log_sums = ctx.saved_tensors
         gradient = torch.empty_like(scores)
-        pairs = rows, labels, weights, len(rows)
-        to = grad, grad.stride(0), gradient
-        native.call('uotod_softmax_gradient', scores, *scores.shape, ctx.label, background, *pairs, log_sums, *to)
+        given = dict(scores=scores, background=background, rows=rows, labels=labels, weights=weights)
+        SOFTMAX_GRADIENT(**given, label=ctx.label, log_sums=log_sums, grad=grad, gradient=gradient)
         return gradient, None, None, None, None, None
 
 
@@ -389,10 +401,11 @@ def plan_statistics(pairs: Pairs, gt_mask: Tensor, num_iter: Optional[Tensor]) -
         give more to ground truths than to the background; ``sinkhorn_iters``: mean iterations, where there are any.
     """
     images, gts = max(pairs.num_images, 1), gt_mask.sum().clamp(min=1)
-    if native.fits(pairs.weight):
+    given = dict(rows=pairs.rows, gts=pairs.gts, weights=pairs.weight, background=pairs.background)
+    given['gt_mask'] = gt_mask.flatten()
+    if STATISTICS.takes(**given):
         values = torch.empty(4, dtype=torch.float64)
-        given = pairs.rows, pairs.gts, pairs.weight, len(pairs.rows), pairs.background, len(pairs.background)
-        native.call('uotod_plan_statistics', *given, gt_mask.contiguous(), gt_mask.numel(), values)
+        STATISTICS(**given, values=values)
         mass, unmatched, entropy, matched = values.to(pairs.weight.dtype)
         return _named_statistics(mass / images, unmatched / gts, entropy / matched.clamp(min=1), num_iter)
     gt_mass = pairs.weight.new_zeros(gt_mask.numel()).index_add(0, pairs.gts, pairs.weight)

@@ -35,8 +35,8 @@ from typing import NamedTuple, Optional, Union
 import torch
 from torch import Tensor
 
-from uotod_mmdet import native
-from uotod_mmdet.device import host_may_wait
+from uotod_mmdet.device import act_if, host_may_wait
+from uotod_mmdet.native import Kernel
 
 NEWTON_COLUMNS = 128
 """Problems with more columns do without Newton's method, whose steps grow with the square of their number."""
@@ -48,6 +48,14 @@ NEWTON_STEPS = 30
 
 EXACT_BELOW = 128.0
 """Largest cost in units of reg whose rounding in float32 changes the plan by less than 1e-5 of itself."""
+
+
+SINKHORN = Kernel(
+    'uotod_sinkhorn',
+    'cost: f32[B N K], a: f32[B N], b: f32[B K], reg: f64[B], rho_a: f64[B], rho_b: f64[B], relative: int, B, N, K, '
+    'num_iter: int, check_every: int, newton_after: int, tol: float, absorb_above: float, scale: f32[B], '
+    'plan: f32[B N K], done: i64[B], error: f64[B]',
+)
 
 
 class SinkhornResult(NamedTuple):
@@ -102,8 +110,14 @@ def sinkhorn(
 
     Returns:
         SinkhornResult: Plan, iterations, error, convergence.
+
+    Raises:
+        ValueError: If dtype or shapes do not fit, a number is out of its range, a cost or a marginal is not finite, or
+            a marginal is negative.
     """
-    batch, rows, columns = cost.shape
+    batch, rows, columns = _check_shapes(cost, a, b)
+    num_iter, check_every = whole_number('num_iter', num_iter), whole_number('check_every', check_every)
+    newton_after = newton_after if newton_after is None else whole_number('newton_after', newton_after, least=0)
     if batch == 0 or rows == 0 or columns == 0:
         error = cost.new_zeros(batch)
         return SinkhornResult(torch.zeros_like(cost), error.long(), error, error == 0)
@@ -116,10 +130,19 @@ def sinkhorn(
     limit = 30.0 if dtype == torch.float32 else 250.0
     absorb_above = limit / 3 if absorb_above is None else float(absorb_above)
     differentiated = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (cost, a, b))
-    if dtype == torch.float32 and look is not False and not differentiated and native.fits(cost):
-        options = num_iter, check_every, -1 if newton_after is None else newton_after, float(tol), absorb_above
-        return _solve_natively(cost, a, b, reg, rho_a, rho_b, relative, options, scale)
+    if look is not False and not differentiated and SINKHORN.takes(cost=cost):
+        problem = dict(cost=cost, reg=reg.contiguous(), rho_a=rho_a.contiguous(), rho_b=rho_b.contiguous())
+        scale = cost.new_ones(batch) if scale is None else scale
+        problem.update((name, x.to(dtype).contiguous()) for name, x in (('a', a), ('b', b), ('scale', scale)))
+        if SINKHORN.takes(**problem):
+            newton_after = -1 if newton_after is None else newton_after
+            options = dict(num_iter=num_iter, check_every=check_every, newton_after=newton_after)
+            plan, error, done = torch.empty_like(cost), torch.empty_like(reg), torch.empty_like(reg, dtype=torch.long)
+            options.update(tol=float(tol), absorb_above=absorb_above, relative=bool(relative))
+            if SINKHORN(**problem, **options, plan=plan, done=done, error=error) == 0:
+                return SinkhornResult(plan, done, error.to(dtype), error <= tol)
 
+    _check_values(cost, a, b, reg, rho_a, rho_b)
     reg = reg * largest_cost(cost) if relative else reg
     look = host_may_wait(cost) if look is None else look
     log_a, log_b = a.double().log(), b.double().log()
@@ -202,6 +225,52 @@ def sinkhorn(
     return SinkhornResult(plan, done, error.to(dtype), error <= tol)
 
 
+def whole_number(name: str, value: float, least: int = 1) -> int:
+    """The number as an int; 1000.0 is a whole number, too.
+
+    Raises:
+        ValueError: If the number is not whole, or less than ``least``.
+    """
+    try:
+        whole = int(value)
+    except (TypeError, ValueError, OverflowError):
+        whole = None
+    if isinstance(value, str) or whole is None or whole != value or whole < least:
+        raise ValueError(f'{name} must be a whole number >= {least}, got {value!r}')
+    return whole
+
+
+def _check_shapes(cost: Tensor, a: Tensor, b: Tensor) -> tuple[int, int, int]:
+    """Sizes of the batch; see :func:`sinkhorn`."""
+    if cost.dtype not in (torch.float32, torch.float64) or cost.dim() != 3:
+        raise ValueError(
+            f'cost must be float32 or float64 of shape (B, N, K), got {cost.dtype} of shape {tuple(cost.shape)}'
+        )
+    for name, mass, shape in (('a', a, cost.shape[:2]), ('b', b, (cost.size(0), cost.size(2)))):
+        if mass.shape != shape:
+            raise ValueError(f'{name} must have shape {tuple(shape)}, got {tuple(mass.shape)}')
+    return tuple(cost.shape)
+
+
+def _check_values(cost: Tensor, a: Tensor, b: Tensor, reg: Tensor, rho_a: Tensor, rho_b: Tensor) -> None:
+    """Raise ValueError where a problem is none; see :func:`sinkhorn`."""
+
+    def complain() -> None:
+        for name, values in (('cost', cost), ('a', a), ('b', b)):
+            bad = int((~values.isfinite()).sum())
+            if bad:
+                raise ValueError(f'{name} holds {bad} NaN or infinite of {values.numel()} entries')
+        for name, values in (('a', a), ('b', b), ('reg_a', rho_a), ('reg_b', rho_b)):
+            if not (values >= 0).all():
+                raise ValueError(f'{name} must not be negative or NaN, got {values.min().item():g}')
+        if not ((reg > 0) & reg.isfinite()).all():
+            raise ValueError(f'reg must be positive and finite, got {reg.tolist()}')
+
+    good = [(mass >= 0).all() & mass.sum().isfinite() for mass in (a, b)]
+    good += [cost.sum().isfinite(), ((reg > 0) & reg.isfinite() & (rho_a >= 0) & (rho_b >= 0)).all()]
+    act_if(~torch.stack(good).all(), complain)
+
+
 def largest_cost(cost: Tensor) -> Tensor:
     """Largest absolute cost of each problem, 1 where all are 0, float64, (B,)."""
     largest = torch.maximum(cost.amax((1, 2)), -cost.amin((1, 2))).double()
@@ -262,26 +331,6 @@ def _solve_without_looking(
 def _choose(mask: Tensor, first: Sequence[Tensor], second: Sequence[Tensor]) -> list[Tensor]:
     """From each pair of tensors (B, ...) the first where mask (B,) is True."""
     return [torch.where(mask.view(-1, *[1] * (x.dim() - 1)), x, y) for x, y in zip(first, second)]
-
-
-def _solve_natively(
-    cost: Tensor,
-    a: Tensor,
-    b: Tensor,
-    reg: Tensor,
-    rho_a: Tensor,
-    rho_b: Tensor,
-    relative: bool,
-    options: tuple,
-    scale: Optional[Tensor],
-) -> SinkhornResult:
-    """The same by csrc/sinkhorn.cpp."""
-    scale = cost.new_ones(len(cost)) if scale is None else scale
-    a, b, scale = (tensor.to(cost.dtype).contiguous() for tensor in (a, b, scale))
-    weights = [weight.contiguous() for weight in (reg, rho_a, rho_b)]
-    plan, num_iter, error = torch.empty_like(cost), torch.empty_like(reg, dtype=torch.long), torch.empty_like(reg)
-    native.call('uotod_sinkhorn', cost, a, b, *weights, relative, *cost.shape, *options, scale, plan, num_iter, error)
-    return SinkhornResult(plan, num_iter, error.to(cost.dtype), error <= options[3])
 
 
 class _Problem(NamedTuple):
