@@ -11,8 +11,8 @@ from mmengine.registry import init_default_scope
 from mmengine.structures import InstanceData
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
-from uotod_mmdet import device, native
 from uotod_mmdet.losses.pairs import expand
+from uotod_mmdet.ops import deferred, native
 from uotod_mmdet.ot import sinkhorn
 
 METAS = [dict(img_shape=(80, 100)), dict(img_shape=(70, 90))]
@@ -21,10 +21,10 @@ METAS = [dict(img_shape=(80, 100)), dict(img_shape=(70, 90))]
 @pytest.fixture
 def as_on_a_gpu(monkeypatch):
     """The code takes the ways that it takes on a GPU; flags are sent off and not waited for."""
-    for name in ('device', 'costs.pairwise', 'losses.pairs', 'losses.focal_sum', 'assigners.ota', 'ot.sinkhorn'):
+    for name in ('ops.deferred', 'costs.pairwise', 'losses.pairs', 'losses.focal_sum', 'assigners.ota', 'ops.sinkhorn'):
         monkeypatch.setattr(sys.modules[f'uotod_mmdet.{name}'], 'host_may_wait', lambda tensor: False)
     monkeypatch.setattr(native, 'library', None)
-    monkeypatch.setattr(device, '_sent', deque())
+    monkeypatch.setattr(deferred, '_sent', deque())
 
     class Event:
         def query(self):
@@ -32,7 +32,7 @@ def as_on_a_gpu(monkeypatch):
 
         arrived = False
 
-    monkeypatch.setattr(device, '_send', lambda flag: (flag, Event()))
+    monkeypatch.setattr(deferred, '_send', lambda flag: (flag, Event()))
     return Event
 
 
@@ -102,7 +102,7 @@ def test_it_gives_the_losses_of_the_way_that_reads(as_on_a_gpu, name, assigner, 
 @pytest.mark.parametrize('weights', [(None, None), (1.0, 0.1), (1e3, 1e-2), (None, 0.1)])
 @pytest.mark.parametrize('reg', [0.3, 0.02, 0.005])
 @pytest.mark.parametrize('newton_after', [40, None])
-def test_plans_without_a_look_are_those_with(weights, reg, newton_after):
+def test_plans_without_a_look_are_those_with(weights, reg, newton_after, request):
     generator = torch.Generator().manual_seed(0)
     cost = torch.rand(4, 60, 8, generator=generator)
     cost[1, :50] += 20.0  # outside
@@ -110,9 +110,10 @@ def test_plans_without_a_look_are_those_with(weights, reg, newton_after):
     a = torch.full((4, 60), 1 / 60, dtype=torch.float64)
     b = torch.full((4, 8), 1 / 60, dtype=torch.float64)
     b[:, -1] = 53 / 60
-    options = dict(num_iter=200, tol=1e-4, newton_after=newton_after)
-    result = sinkhorn(cost, a.float(), b.float(), reg, *weights, look=False, **options)
     exact = sinkhorn(cost.double(), a, b, reg, *weights, num_iter=500, tol=1e-6)
+    request.getfixturevalue('as_on_a_gpu')
+    options = dict(num_iter=200, tol=1e-4, newton_after=newton_after)
+    result = sinkhorn(cost, a.float(), b.float(), reg, *weights, **options)
     assert exact.converged.all()
     assert result.converged.all() or newton_after is None
     distance = (result.plan - exact.plan).abs().sum((1, 2))
@@ -135,9 +136,9 @@ def test_an_error_comes_when_its_flag_has_arrived(as_on_a_gpu):
     def complain():
         raise ValueError('of the first step')
 
-    device.act_if(torch.tensor(True), complain)
-    device.act_if(torch.tensor(False), complain)
+    deferred.act_if(torch.tensor(True), complain)
+    deferred.act_if(torch.tensor(False), complain)
     as_on_a_gpu.arrived = True
     with pytest.raises(ValueError, match='of the first step'):
-        device.act_if(torch.tensor(False), complain)
-    device.act_if(torch.tensor(False), complain)
+        deferred.act_if(torch.tensor(False), complain)
+    deferred.act_if(torch.tensor(False), complain)

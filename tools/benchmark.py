@@ -37,10 +37,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 import uotod_mmdet.losses as ours
-from uotod_mmdet import native
 from uotod_mmdet.assigners import match_batch
 from uotod_mmdet.costs import make_batch
 from uotod_mmdet.datasets.color_boxes import make_color_boxes
+from uotod_mmdet.ops import native
 from uotod_mmdet.ot import sinkhorn
 from uotod_mmdet.registry import MODELS
 

@@ -21,7 +21,7 @@ from uotod_mmdet.costs.pairwise import (
     prior_boxes,
     zero_padding,
 )
-from uotod_mmdet.device import act_if
+from uotod_mmdet.ops.deferred import act_if
 from uotod_mmdet.registry import TASK_UTILS
 
 

@@ -5,7 +5,7 @@ from typing import Optional
 import torch
 from torch import Tensor
 
-from uotod_mmdet.native import Kernel
+from uotod_mmdet.ops.native import Kernel
 from uotod_mmdet.ot import assignment
 from uotod_mmdet.registry import TASK_UTILS
 

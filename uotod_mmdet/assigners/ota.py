@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from uotod_mmdet.costs import Batch, batch_cost
-from uotod_mmdet.device import host_may_wait
+from uotod_mmdet.ops.deferred import host_may_wait
 from uotod_mmdet.registry import TASK_UTILS
 
 from .sinkhorn import BalancedSinkhornAssigner

@@ -9,8 +9,8 @@ from mmdet.structures.bbox import bbox_overlaps, bbox_xyxy_to_cxcywh
 from mmengine.structures import InstanceData
 from torch import Tensor
 
-from uotod_mmdet.device import act_if, host_may_wait, to_device_of
-from uotod_mmdet.native import Kernel
+from uotod_mmdet.ops.deferred import act_if, host_may_wait, to_device_of
+from uotod_mmdet.ops.native import Kernel
 
 from .log_iou_cost import LogIoUCost
 from .overlaps import pairwise_overlaps

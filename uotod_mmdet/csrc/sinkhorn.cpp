@@ -18,7 +18,8 @@ namespace {
 constexpr long PARTS = 8, ROWS = 8 * PARTS;  // vectors and rows of a tile
 constexpr long TILES = 8;            // whose column sums are added in float before they go to double
 constexpr double LIMIT = 30;         // largest logarithm of a scaling that floats hold safely
-constexpr double EXACT_BELOW = 128;  // as in sinkhorn.py
+constexpr double EXACT_BELOW = 128;  // as in sinkhorn.py, as is the next
+constexpr double PRECISE_BELOW = 1e12;
 constexpr long NEWTON_COLUMNS = 128;
 constexpr long CHUNK = 8;            // tiles that the Hessian goes through at once
 constexpr float TINY = std::numeric_limits<float>::min();
@@ -136,7 +137,8 @@ class Solver {
 
     // Returns the iterations done; `error` is the largest change that the next update would make.
     long solve(const float *cost, const float *mass_a, const float *mass_b, long num_rows, long num_columns,
-               double reg, double rho_a, double rho_b, const Options &options, float scale, float *plan) {
+               double reg, double rho_a, double rho_b, const Options &options, float scale, float *plan, double *f,
+               double *g) {
         load_problem(cost, mass_a, mass_b, num_rows, num_columns, reg, rho_a, rho_b);
         start();
         long iteration = 0;
@@ -156,6 +158,7 @@ class Solver {
             if (!(error > options.tol)) break;
         }
         write(plan, scale);
+        write_potentials(f, g);
         return iteration;
     }
 
@@ -633,6 +636,14 @@ class Solver {
         return true;
     }
 
+    // The potentials, -inf where a side is empty.
+    void write_potentials(double *f, double *g) const {
+        std::fill(g, g + width, -INF);
+        for (long i = 0; i < rows; ++i) f[i] = a.live(i) ? a.absorbed[i] + std::log((double)a.scaling[i]) : -INF;
+        for (long j = 0; j < columns; ++j)
+            if (b.live(j)) g[places[j]] = b.absorbed[j] + std::log((double)b.scaling[j]);
+    }
+
     // The kernel, scaled by its scalings and `scale`.
     void write(float *plan, float scale) {
         for (long i = 0; i < rows; i += 8) {
@@ -681,12 +692,13 @@ extern "C" int64_t uotod_sources() { return UOTOD_SOURCES; }
 
 // Solve `batch` problems of `rows` x `columns`; rho: weight of a side's penalty in units of reg, inf for a constraint;
 // relative: whether reg is in units of a problem's largest absolute cost.
-// Returns 0; 1 where a problem is none (NaN, infinite or negative where that may not be) or its costs are too large
-// beside reg for DEAD to stand out; -1 where memory ran out.
+// Returns 0; 1 where a problem is none (NaN, infinite or negative where that may not be, costs too large beside reg);
+// -1 where memory ran out.
 extern "C" int uotod_sinkhorn(const float *cost, const float *a, const float *b, const double *reg,
                               const double *rho_a, const double *rho_b, int64_t relative, int64_t batch, int64_t rows,
                               int64_t columns, int64_t num_iter, int64_t check_every, int64_t newton_after, double tol,
-                              double absorb_above, const float *scale, float *plan, int64_t *done, double *error, int threads) {
+                              double absorb_above, const float *scale, float *plan, double *f,
+                              double *g, int64_t *done, double *error, int threads) {
     const Options options{(long)num_iter, (long)check_every, (long)newton_after, tol, absorb_above};
     int failed = 0, unfit = 0;
 #pragma omp parallel num_threads(threads) reduction(| : failed, unfit)
@@ -698,14 +710,15 @@ extern "C" int uotod_sinkhorn(const float *cost, const float *a, const float *b,
             const int64_t size = rows * columns;
             const float *from = cost + index * size, largest = largest_of(from, size);
             const double unit = reg[index] * (relative && largest > 0 ? largest : 1);
-            if (!(largest < 1e-3 * -DEAD * unit && unit < INF && rho_a[index] >= 0 && rho_b[index] >= 0) ||
+            if (!(largest < PRECISE_BELOW * unit && unit < INF && rho_a[index] >= 0 && rho_b[index] >= 0) ||
                 !are_masses(a + index * rows, rows) || !are_masses(b + index * columns, columns)) {
                 unfit = 1;
                 continue;
             }
             auto solve = [&](auto &solver) {
                 done[index] = solver.solve(from, a + index * rows, b + index * columns, rows, columns, unit,
-                                           rho_a[index], rho_b[index], options, scale[index], plan + index * size);
+                                           rho_a[index], rho_b[index], options, scale[index], plan + index * size,
+                                           f + index * rows, g + index * columns);
                 error[index] = solver.error;
             };
             try {

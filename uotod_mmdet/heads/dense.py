@@ -12,9 +12,9 @@ from torch import Tensor
 
 from uotod_mmdet.assigners import match_batch, reads_predicted_boxes
 from uotod_mmdet.costs import make_batch
-from uotod_mmdet.device import act_if
 from uotod_mmdet.losses.checks import full_precision
 from uotod_mmdet.losses.pairs import MIN_WEIGHT, Pairs, check_min_weight, expand, plan_statistics
+from uotod_mmdet.ops.deferred import act_if
 
 
 class Matched(NamedTuple):

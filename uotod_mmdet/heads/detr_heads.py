@@ -16,7 +16,6 @@ from torch import Tensor
 
 from uotod_mmdet.assigners import match_batch
 from uotod_mmdet.costs import make_batch
-from uotod_mmdet.device import to_device_of
 from uotod_mmdet.losses.box_losses import box_losses
 from uotod_mmdet.losses.checks import full_precision
 from uotod_mmdet.losses.pairs import (
@@ -27,6 +26,7 @@ from uotod_mmdet.losses.pairs import (
     lists_any_pairs,
     plan_statistics,
 )
+from uotod_mmdet.ops.deferred import to_device_of
 from uotod_mmdet.registry import MODELS
 
 

@@ -8,7 +8,7 @@ from mmdet.structures.bbox import bbox_cxcywh_to_xyxy, bbox_xyxy_to_cxcywh
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from uotod_mmdet.native import Kernel
+from uotod_mmdet.ops.native import Kernel
 
 from .pairs import Pairs, pair_losses
 

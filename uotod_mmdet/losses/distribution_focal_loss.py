@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from uotod_mmdet.native import Kernel
+from uotod_mmdet.ops.native import Kernel
 from uotod_mmdet.registry import MODELS
 
 from .checks import (

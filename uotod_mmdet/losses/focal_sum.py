@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from uotod_mmdet.device import host_may_wait
-from uotod_mmdet.native import Kernel
+from uotod_mmdet.ops.deferred import host_may_wait
+from uotod_mmdet.ops.native import Kernel
 
 BLOCK = 1 << 18
 """Entries of a block: some copies of it fit into a processor's second-level cache."""

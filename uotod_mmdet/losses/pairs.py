@@ -22,8 +22,8 @@ from mmdet.models.losses import (
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from uotod_mmdet.device import host_may_wait, to_device_of
-from uotod_mmdet.native import Kernel
+from uotod_mmdet.ops.deferred import host_may_wait, to_device_of
+from uotod_mmdet.ops.native import Kernel
 
 from .checks import checked
 from .focal_sum import focal_sum, in_blocks, softplus

@@ -7,7 +7,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from uotod_mmdet.native import Kernel
+from uotod_mmdet.ops.native import Kernel
 
 ASSIGN = Kernel(
     'uotod_assign',

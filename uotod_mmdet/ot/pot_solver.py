@@ -6,7 +6,9 @@ from typing import Optional, Union
 import torch
 from torch import Tensor
 
-from .sinkhorn import SinkhornResult, largest_cost
+from uotod_mmdet.ops import largest_cost
+
+from .sinkhorn import SinkhornResult
 
 
 def solve_with_pot(
@@ -40,6 +42,7 @@ def solve_with_pot(
         for weight in (reg, reg_a, reg_b)
     )
     plan = torch.zeros_like(cost, dtype=torch.float64)
+    f, g = (torch.full_like(mass, -math.inf, dtype=torch.float64) for mass in (a, b))
     iterations, errors = [], []
     for index in range(len(cost)):
         rows, columns = a[index] > 0, b[index] > 0
@@ -59,10 +62,14 @@ def solve_with_pot(
             solution, log = ot.unbalanced.sinkhorn_unbalanced(
                 *masses, problem, regs[index], reg_m=penalties, reg_type='entropy', **common
             )
+        for potential, side, name in ((f, rows, 'u'), (g, columns, 'v')):
+            found = log[f'log_{name}' if f'log_{name}' in log else f'log{name}']
+            potential[index, side] = torch.from_numpy(found).to(plan.device)
         plan[index][real] = torch.from_numpy(solution).flatten().to(plan.device)
         iterations.append(log.get('niter', num_iter))
         errors.append(float(log['err'][-1]) if log['err'] else math.inf)
     error = cost.new_tensor(errors)
     if scale is not None:
         plan.mul_(scale[:, None, None])
-    return SinkhornResult(plan.to(cost.dtype), torch.tensor(iterations, device=cost.device), error, error <= tol)
+    iterations = torch.tensor(iterations, device=cost.device)
+    return SinkhornResult(plan.to(cost.dtype), f, g, iterations, error, error <= tol)

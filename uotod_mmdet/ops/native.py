@@ -20,7 +20,7 @@ from typing import Optional, Union
 import torch
 from torch import Tensor
 
-from uotod_mmdet.device import is_traced
+from .deferred import is_traced
 
 
 def _load() -> Optional[ctypes.CDLL]:
@@ -30,7 +30,7 @@ def _load() -> Optional[ctypes.CDLL]:
         return None
     try:
         library = ctypes.CDLL(spec.origin)
-        sources = sorted((Path(__file__).parent / 'csrc').iterdir())
+        sources = sorted((Path(__file__).parent.parent / 'csrc').iterdir())
         library.uotod_sources.restype = ctypes.c_int64
         if library.uotod_sources() == zlib.crc32(b''.join(path.read_bytes() for path in sources)):
             return library

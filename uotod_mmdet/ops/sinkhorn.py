@@ -1,0 +1,170 @@
+"""Entropic optimal transport: the iteration as an op. The method is explained in :mod:`uotod_mmdet.ot.sinkhorn`."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from .deferred import host_may_wait
+from .native import Kernel
+from .newton import newton
+from .registration import op, register_fake
+from .transport_problem import Problem, check_values, choose
+
+NEWTON_COLUMNS = 128
+"""Problems with more columns do without Newton's method, whose steps grow with the square of their number."""
+
+STEPS_UNREAD, NEWTON_STEPS_UNREAD = 20, 30
+"""Iterations at most before Newton's method, and its steps at most, where the error is not read."""
+
+KERNEL = Kernel(
+    'uotod_sinkhorn',
+    'cost: f32[B N K], a: f32[B N], b: f32[B K], reg: f64[B], rho_a: f64[B], rho_b: f64[B], relative: int, B, N, K, '
+    'num_iter: int, check_every: int, newton_after: int, tol: float, absorb_above: float, scale: f32[B], '
+    'plan: f32[B N K], f: f64[B N], g: f64[B K], done: i64[B], error: f64[B]',
+)
+
+
+def sinkhorn(
+    cost: Tensor,
+    a: Tensor,
+    b: Tensor,
+    reg: Tensor,
+    rho_a: Tensor,
+    rho_b: Tensor,
+    scale: Tensor,
+    relative: bool,
+    num_iter: int,
+    check_every: int,
+    newton_after: int,
+    tol: float,
+    absorb_above: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Solve a batch of entropic transport problems; :func:`uotod_mmdet.ot.sinkhorn` explains and checks the arguments.
+
+    Args:
+        cost: (B, N, K), float32 or float64.
+        a: Row marginals, (B, N), in the dtype of ``cost``.
+        b: Column marginals, (B, K), likewise.
+        reg: Weight of the entropy, float64, (B,).
+        rho_a: Weight of the rows' marginal in units of ``reg``, inf for a constraint, float64, (B,).
+        rho_b: Weight of the columns' marginal, likewise.
+        scale: Factor of the plan that is returned, (B,), in the dtype of ``cost``.
+        relative: Whether ``reg`` is in units of a problem's largest absolute cost.
+        num_iter, check_every, tol, absorb_above: See :func:`uotod_mmdet.ot.sinkhorn`.
+        newton_after: Iterations before Newton's method; negative: never.
+
+    Returns:
+        Plan (B, N, K), potentials f (B, N) and g (B, K) in units of ``reg``, float64, -inf where a side is empty,
+        iterations done (B,), int64, and error (B,), float64.
+    """
+    arguments = cost, a, b, reg, rho_a, rho_b, scale, relative, num_iter, check_every, newton_after, tol, absorb_above
+    if torch.is_grad_enabled() and (cost.requires_grad or a.requires_grad or b.requires_grad):
+        return sinkhorn_reference(*arguments)
+    return sinkhorn_op(*arguments)
+
+
+@op
+def sinkhorn_op(
+    cost: Tensor,
+    a: Tensor,
+    b: Tensor,
+    reg: Tensor,
+    rho_a: Tensor,
+    rho_b: Tensor,
+    scale: Tensor,
+    relative: bool,
+    num_iter: int,
+    check_every: int,
+    newton_after: int,
+    tol: float,
+    absorb_above: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """:func:`sinkhorn` without gradient."""
+    problem = dict(cost=cost, a=a, b=b, reg=reg, rho_a=rho_a, rho_b=rho_b, scale=scale)
+    if KERNEL.takes(**problem):
+        outputs = dict(zip(('plan', 'f', 'g', 'done', 'error'), empty_outputs(cost)))
+        options = dict(num_iter=num_iter, check_every=check_every, newton_after=newton_after, tol=tol)
+        if KERNEL(**problem, **options, absorb_above=absorb_above, relative=relative, **outputs) == 0:
+            return tuple(outputs.values())
+    return sinkhorn_reference(*problem.values(), relative, num_iter, check_every, newton_after, tol, absorb_above)
+
+
+def empty_outputs(cost: Tensor, *arguments: object) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Tensors like the outputs of :func:`sinkhorn`."""
+    batch, rows, columns = cost.shape
+    plan = cost.new_empty(batch, rows, columns)
+    f, g, error = (cost.new_empty(shape, dtype=torch.float64) for shape in ((batch, rows), (batch, columns), (batch,)))
+    return plan, f, g, cost.new_empty(batch, dtype=torch.long), error
+
+
+register_fake(sinkhorn_op, empty_outputs)
+
+
+def sinkhorn_reference(
+    cost: Tensor,
+    a: Tensor,
+    b: Tensor,
+    reg: Tensor,
+    rho_a: Tensor,
+    rho_b: Tensor,
+    scale: Tensor,
+    relative: bool,
+    num_iter: int,
+    check_every: int,
+    newton_after: int,
+    tol: float,
+    absorb_above: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """:func:`sinkhorn` in torch.
+
+    One loop with two ways to stop. Where the error may be read, the loop ends when all problems have converged, and
+    logsumexp serves only where floats do not hold the scalings. On a GPU nothing is read: every choice is made on the
+    device, the iterations are as many as asked for, or few before Newton's method, and each look begins with one update
+    by logsumexp, which is safe, so that the others count where floats held them.
+    """
+    read = host_may_wait(cost)
+    if relative:
+        reg = reg * largest_cost(cost)
+    check_values(cost, a, b, reg, rho_a, rho_b)
+    problem = Problem.of(cost, a, b, reg, rho_a, rho_b, read)
+    limit = 30.0 if cost.dtype == torch.float32 else 250.0
+    f, g = problem.start()
+    error, done = torch.full_like(reg, math.inf), torch.zeros_like(reg, dtype=torch.long)
+    with_newton = newton_after >= 0 and cost.size(2) <= NEWTON_COLUMNS
+    first = num_iter if not with_newton else min(num_iter, newton_after if read else min(newton_after, STEPS_UNREAD))
+    state, iteration = None, 0
+    while iteration < first and not (read and (error <= tol).all()):
+        steps = min(check_every, first - iteration)
+        iteration += steps
+        moving = ~(error <= tol)
+        if not read:
+            f, g = choose(moving, problem.log_steps(f, g, 1), (f, g))
+            state = None
+        state = problem.scaling(a, b, f, g) if state is None else state
+        state, changes, scalings = state.steps(problem, steps if read else max(steps - 1, 1))
+        new, held = state.potentials(), scalings < limit  # False where NaN, too
+        if read:
+            absorb = not (scalings < absorb_above).all()
+            if not held.all():
+                new = choose(held, new, problem.log_steps(f, g, steps))
+                changes = torch.where(held, changes, problem.error(*new))
+                held = torch.ones_like(held)
+            state = None if absorb else state
+        f, g = choose(moving & held, new, (f, g))
+        error, done = torch.where(moving & held, changes, error), torch.where(moving, iteration, done)
+    if with_newton and iteration < num_iter and not (read and (error <= tol).all()):
+        steps = num_iter - iteration if read else min(num_iter - iteration, NEWTON_STEPS_UNREAD)
+        before = error <= tol  # what has converged must not depend on its neighbours in the batch
+        *new, more, new_error = newton(problem, g, steps, tol, read)
+        plan, f, g, error = choose(before, (problem.plan(f, g), f, g, error), (*new, new_error))
+        done = torch.where(before, done, done + more)
+    else:
+        plan = problem.plan(f, g)
+    return plan * scale[:, None, None], f, g, done, error
+
+
+def largest_cost(cost: Tensor) -> Tensor:
+    """Largest absolute cost of each problem, 1 where all are 0, float64, (B,)."""
+    largest = torch.maximum(cost.amax((1, 2)), -cost.amin((1, 2))).double()
+    return torch.where(largest > 0, largest, 1)
