@@ -176,7 +176,7 @@ class Costs {
 // Sum the terms to `cost`, whose rows (one for each prediction) hold `gts` numbers and lie `stride` apart; 0 where a
 // mask (gt_mask (images, gts), pred_mask (images, preds) or null) is. Returns 1 where a number is not finite, else 0;
 // -1 where memory ran out, -2 where a label is no class or an input is missing.
-extern "C" int uotod_costs(const Term *terms, int64_t count, const float *boxes, const float *gt_boxes,
+extern "C" int uotod_pair_costs(const Term *terms, int64_t count, const float *boxes, const float *gt_boxes,
                            const float *scores, int64_t classes, const int64_t *labels, const float *sizes,
                            const float *given, const uint8_t *gt_mask, const uint8_t *pred_mask, int64_t images,
                            int64_t preds, int64_t gts, float *cost, int64_t stride, int threads) try {

@@ -1,0 +1,31 @@
+// What the kernels on rows of a matrix share.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+
+#include "vector.h"
+
+// The first of the pairs of a row.
+static inline int64_t first_pair(const int64_t *rows, int64_t pairs, int64_t row) {
+    return std::lower_bound(rows, rows + pairs, row) - rows;
+}
+
+// Whether all indices lie in [0, end), and are in ascending order where that is asked for.
+static inline bool inside(const int64_t *indices, int64_t count, int64_t end, bool ascending = false) {
+    bool good = true;
+    for (int64_t k = 0; k < count; ++k)
+        good &= indices[k] >= 0 && indices[k] < end && !(ascending && k && indices[k] < indices[k - 1]);
+    return good;
+}
+
+// The end of a row behind its last whole vector, filled up with `filler`.
+static inline f8 load_rest(const float *x, int64_t columns, float filler) {
+    const int64_t count = columns % 8;
+    if (columns >= 8) {
+        return lanes8() >= 8 - (int32_t)count ? load(x + columns - 8) : all(filler);
+    }
+    f8 rest = all(filler);
+    for (int64_t lane = 0; lane < count; ++lane) rest[lane] = x[lane];
+    return rest;
+}

@@ -1,0 +1,87 @@
+// Softmax cross-entropy of rows that have several weighted labels; see uotod_mmdet/ops/softmax_rows.py.
+
+#include <cmath>
+
+#include "rows.h"
+
+namespace {
+
+// NaN or inf where an entry is.
+inline float log_sum_exp(const float *x, int64_t columns) {
+    const int64_t whole = columns / 8 * 8;
+    const f8 rest = load_rest(x, columns, -1e30f);
+    f8 most = rest, total = {};
+    for (int64_t c = 0; c < whole; c += 8) most = max8(load(x + c), most);
+    const float largest = largest8(most);
+    for (int64_t c = 0; c < whole; c += 8) total += exp8(load(x + c) - largest);
+    if (whole < columns) total += exp8(rest - largest);
+    return largest + std::log(sum8(total));
+}
+
+// to = scale * exp(x - log_sum)
+inline void write_softmax(const float *x, int64_t columns, float log_sum, float scale, float *to) {
+    const int64_t whole = columns / 8 * 8;
+    for (int64_t c = 0; c < whole; c += 8) store(to + c, scale * exp8(load(x + c) - log_sum));
+    if (whole == columns) return;
+    if (columns >= 8) {
+        store(to + columns - 8, scale * exp8(load(x + columns - 8) - log_sum));
+        return;
+    }
+    const f8 rest = scale * exp8(load_rest(x, columns, 0.0f) - log_sum);
+    for (int64_t c = 0; c < columns; ++c) to[c] = rest[c];
+}
+
+}  // namespace
+
+// Softmax cross-entropy. Row i of scores (rows, columns) has label `background` with weight of_background[i], and the
+// labels of its pairs with theirs. Writes its loss and the logarithm of the sum of its exponentials.
+extern "C" int uotod_softmax_rows(const float *scores, int64_t rows, int64_t columns, int64_t background,
+                                    const float *of_background, const int64_t *pair_rows, const int64_t *labels,
+                                    const float *weights, int64_t pairs, float *losses, float *log_sums,
+                                    int threads) {
+    if (!inside(pair_rows, pairs, rows, true) || !inside(labels, pairs, columns) || background < 0 ||
+        background >= columns)
+        return -2;
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int part = 0; part < threads; ++part) {
+        const int64_t last = rows * (part + 1) / threads;
+        int64_t row = rows * part / threads, pair = first_pair(pair_rows, pairs, row);
+        for (; row < last; ++row) {
+            const float *x = scores + row * columns, log_sum = log_sum_exp(x, columns);
+            log_sums[row] = log_sum;
+            // A weight of 0 leaves a logit of -inf out.
+            float loss = of_background[row] != 0 ? of_background[row] * (log_sum - x[background]) : 0.0f;
+            for (; pair < pairs && pair_rows[pair] == row; ++pair)
+                if (weights[pair] != 0) loss += weights[pair] * (log_sum - x[labels[pair]]);
+            losses[row] = loss;
+        }
+    }
+    return 0;
+}
+
+// Its gradient, scaled by grad[i * stride] in row i.
+extern "C" int uotod_softmax_rows_gradient(const float *scores, int64_t rows, int64_t columns, int64_t background,
+                                      const float *of_background, const int64_t *pair_rows, const int64_t *labels,
+                                      const float *weights, int64_t pairs, const float *log_sums, const float *grad,
+                                      int64_t stride, float *gradient, int threads) {
+    if (!inside(pair_rows, pairs, rows, true) || !inside(labels, pairs, columns) || background < 0 ||
+        background >= columns)
+        return -2;
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int part = 0; part < threads; ++part) {
+        const int64_t last = rows * (part + 1) / threads;
+        int64_t row = rows * part / threads, pair = first_pair(pair_rows, pairs, row);
+        for (; row < last; ++row) {
+            const float *x = scores + row * columns, scale = grad[row * stride];
+            float *to = gradient + row * columns;
+            float mass = of_background[row];
+            const int64_t begin = pair;
+            for (; pair < pairs && pair_rows[pair] == row; ++pair) mass += weights[pair];
+            mass *= scale;
+            write_softmax(x, columns, log_sums[row], mass, to);
+            to[background] -= scale * of_background[row];
+            for (int64_t k = begin; k < pair; ++k) to[labels[k]] -= scale * weights[k];
+        }
+    }
+    return 0;
+}

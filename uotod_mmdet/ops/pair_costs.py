@@ -1,0 +1,164 @@
+"""Costs of all pairs of predictions and ground truths of a batch, several terms at once, as an op."""
+
+from collections.abc import Sequence
+from typing import NamedTuple, Optional
+
+import torch
+from mmdet.structures.bbox import bbox_xyxy_to_cxcywh
+from torch import Tensor
+
+from .native import Kernel
+from .overlaps import pairwise_overlaps
+from .registration import op, register_fake
+
+KINDS = ('given', 'iou', 'giou', 'log_iou', 'l1', 'softmax', 'focal')  # enum Kind of csrc/pair_costs.cpp
+
+KERNEL = Kernel(
+    'uotod_pair_costs',
+    'terms: f64[T 6], T, boxes: f32[B N 4]?, gt_boxes: f32[B M 4]?, scores: f32[B N C]?, C, labels: i64[B M]?, '
+    'sizes: f32[B 4]?, given: f32[B N M]?, gt_mask: bool[B M], pred_mask: bool[B N]?, B, N, M, cost: f32[B N M]~, '
+    'cost.stride',
+)
+
+
+class CostTerm(NamedTuple):
+    """A term that the op computes: ``weight`` times what ``kind`` says, of each pair.
+
+    - 'given': what is given, (B, N, M).
+    - 'iou', 'giou': the overlap of the boxes; 'log_iou': log max(IoU, eps).
+    - 'l1': distance of the boxes in units of the image, (x1, y1, x2, y2), or (cx, cy, w, h) where ``centred``.
+    - 'softmax': probability of the ground truth's class.
+    - 'focal': mmdet's FocalLossCost of the ground truth's class.
+    """
+
+    kind: str
+    weight: float
+    eps: float = 0.0
+    alpha: float = 0.0
+    gamma: float = 0.0
+    centred: float = 0.0
+
+
+class PairInputs(NamedTuple):
+    """What the terms compare; what no term needs may be None."""
+
+    boxes: Optional[Tensor]  # (B, N, 4) xyxy
+    gt_boxes: Optional[Tensor]  # (B, M, 4) xyxy
+    scores: Optional[Tensor]  # (B, N, C) logits
+    labels: Optional[Tensor]  # (B, M) int64, classes
+    sizes: Optional[Tensor]  # (B, 4) what 'l1' divides coordinates by
+    given: Optional[Tensor]  # (B, N, M)
+
+
+def pair_costs(
+    terms: Sequence[CostTerm],
+    inputs: PairInputs,
+    gt_mask: Tensor,
+    pred_mask: Optional[Tensor],
+    like: Tensor,
+    background_cost: float,
+) -> tuple[Tensor, Tensor]:
+    """Sum the terms.
+
+    Args:
+        terms: What to sum.
+        inputs: What the terms compare, in the dtype of ``like``.
+        gt_mask: False on ground truths that take no part, (B, M).
+        pred_mask: False on predictions that take no part, (B, N). None: all do.
+        like: A tensor of the wanted dtype and device, whose first sizes are B and N.
+        background_cost: The last column.
+
+    Returns:
+        Costs (B, N, M + 1), 0 on what takes no part but in the last column, and whether all are finite, bool, ().
+    """
+    kinds = [KINDS.index(term.kind) for term in terms]
+    numbers = [float(number) for term in terms for number in term[1:]]
+    return pair_costs_op(kinds, numbers, *inputs, gt_mask, pred_mask, like, float(background_cost))
+
+
+@op
+def pair_costs_op(
+    kinds: Sequence[int],
+    numbers: Sequence[float],
+    boxes: Optional[Tensor],
+    gt_boxes: Optional[Tensor],
+    scores: Optional[Tensor],
+    labels: Optional[Tensor],
+    sizes: Optional[Tensor],
+    given: Optional[Tensor],
+    gt_mask: Tensor,
+    pred_mask: Optional[Tensor],
+    like: Tensor,
+    background_cost: float,
+) -> tuple[Tensor, Tensor]:
+    """:func:`pair_costs`; ``numbers`` holds weight, eps, alpha, gamma and centred of each term."""
+    inputs = PairInputs(boxes, gt_boxes, scores, labels, sizes, given)
+    whole = like.new_empty(*like.shape[:2], gt_mask.size(1) + 1)
+    whole[:, :, -1] = background_cost
+    cost = whole[:, :, :-1]
+    terms = [(kind, *numbers[5 * place : 5 * place + 5]) for place, kind in enumerate(kinds)]
+    arguments = dict(inputs._asdict(), gt_mask=gt_mask, pred_mask=pred_mask, cost=cost)
+    if KERNEL.takes(**arguments):
+        table = torch.tensor(terms, dtype=torch.float64).view(-1, 6)
+        return whole, torch.tensor(KERNEL(terms=table, **arguments) == 0)
+    total = sum(
+        (_term(CostTerm(KINDS[int(kind)], *rest), inputs) for kind, *rest in terms), torch.zeros_like(cost)
+    )
+    real = gt_mask[:, None] if pred_mask is None else gt_mask[:, None] & pred_mask[:, :, None]
+    cost.copy_(torch.where(real, total, 0))
+    return whole, cost.sum().isfinite()
+
+
+def _outputs_like(
+    kinds: Sequence[int],
+    numbers: Sequence[float],
+    boxes: Optional[Tensor],
+    gt_boxes: Optional[Tensor],
+    scores: Optional[Tensor],
+    labels: Optional[Tensor],
+    sizes: Optional[Tensor],
+    given: Optional[Tensor],
+    gt_mask: Tensor,
+    pred_mask: Optional[Tensor],
+    like: Tensor,
+    background_cost: float,
+) -> tuple[Tensor, Tensor]:
+    cost = like.new_empty(*like.shape[:2], gt_mask.size(1) + 1)
+    return cost, like.new_empty((), dtype=torch.bool)
+
+
+register_fake(pair_costs_op, _outputs_like)
+
+
+def _term(term: CostTerm, inputs: PairInputs) -> Tensor:
+    """One term in torch, (B, N, M), anything on what takes no part."""
+    boxes, gt_boxes, scores, labels, sizes, given = inputs
+    if term.kind == 'given':
+        return term.weight * given
+    if term.kind in ('iou', 'giou'):
+        return pairwise_overlaps(boxes, gt_boxes, term.kind).mul_(term.weight)
+    if term.kind == 'log_iou':
+        return pairwise_overlaps(boxes, gt_boxes).clamp_(min=term.eps).log_().mul_(term.weight)
+    if term.kind == 'l1':
+        return _l1(boxes, gt_boxes, sizes[:, None], bool(term.centred)).mul_(term.weight)
+    if term.kind == 'softmax':
+        return _of_gt_class(scores.softmax(2), labels).mul_(term.weight)
+    prob = _of_gt_class(scores, labels).sigmoid()
+    negative = -(1 - prob + term.eps).log() * (1 - term.alpha) * prob.pow(term.gamma)
+    positive = -(prob + term.eps).log() * term.alpha * (1 - prob).pow(term.gamma)
+    return term.weight * (positive - negative)
+
+
+def _l1(boxes: Tensor, gt_boxes: Tensor, sizes: Tensor, centred: bool) -> Tensor:
+    """Sum of the distances of four coordinates in units of ``sizes`` (B, 1, 4), (B, N, M)."""
+    if centred:
+        boxes, gt_boxes = bbox_xyxy_to_cxcywh(boxes), bbox_xyxy_to_cxcywh(gt_boxes)
+    total = boxes.new_zeros(())  # one coordinate at a time: torch.cdist(p=1) is slow on GPUs
+    for own, gt in zip((boxes / sizes).unbind(-1), (gt_boxes / sizes).unbind(-1)):
+        total = (own[:, :, None] - gt[:, None, :]).abs_().add_(total)
+    return total
+
+
+def _of_gt_class(values: Tensor, labels: Tensor) -> Tensor:
+    """From (B, N, C) the column of each ground truth's class, (B, N, M)."""
+    return values.gather(2, labels[:, None].expand(-1, values.size(1), -1))

@@ -1,0 +1,105 @@
+"""Softmax cross-entropy of rows that have several weighted labels each, as an op.
+
+Row i costs sum_k w_k (log sum_c exp(x_ic) - x_i,label_k) over its labels k: a common one (the background, say), and those
+of its pairs. The logarithms of a row are computed once, however many labels the row has.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .native import Kernel
+from .registration import op, register_autograd, register_fake
+
+_ARGUMENTS = (
+    'scores: f32[N C], N, C, label: int, label_weight: f32[N], rows: i64[K], labels: i64[K], weights: f32[K], K, '
+)
+KERNEL = Kernel('uotod_softmax_rows', _ARGUMENTS + 'losses: f32[N], log_sums: f32[N]')
+GRADIENT_KERNEL = Kernel(
+    'uotod_softmax_rows_gradient', _ARGUMENTS + 'log_sums: f32[N], grad: f32[N]~, grad.stride, gradient: f32[N C]'
+)
+
+
+def softmax_rows(
+    scores: Tensor, label: int, label_weight: Tensor, rows: Tensor, labels: Tensor, weights: Tensor
+) -> Tensor:
+    """Weighted cross-entropy of each row.
+
+    Args:
+        scores: Logits (N, C), float32 or float64.
+        label: A column that is a label of all rows.
+        label_weight: The weight of that label, (N,).
+        rows: Row of each pair, ascending, (K,).
+        labels: Column of each pair, (K,).
+        weights: Weight of each pair, (K,).
+
+    Returns:
+        (N,).
+    """
+    label_weight, weights = label_weight.to(scores.dtype), weights.to(scores.dtype)
+    if torch.is_grad_enabled() and (label_weight.requires_grad or weights.requires_grad):
+        return _reference(scores, label, label_weight, rows, labels, weights)[0]
+    return softmax_rows_op(scores, label, label_weight, rows, labels, weights)[0]
+
+
+@op
+def softmax_rows_op(
+    scores: Tensor, label: int, label_weight: Tensor, rows: Tensor, labels: Tensor, weights: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The losses and the logarithms of the sums of exponentials, (N,)."""
+    given = dict(scores=scores, label_weight=label_weight, rows=rows, labels=labels, weights=weights)
+    if KERNEL.takes(**given):
+        losses, log_sums = torch.empty_like(label_weight), torch.empty_like(label_weight)
+        KERNEL(**given, label=label, losses=losses, log_sums=log_sums)
+        return losses, log_sums
+    return _reference(scores, label, label_weight, rows, labels, weights)
+
+
+def _reference(
+    scores: Tensor, label: int, label_weight: Tensor, rows: Tensor, labels: Tensor, weights: Tensor
+) -> tuple[Tensor, Tensor]:
+    log_sums = scores.logsumexp(1)
+    own, common = log_sums[rows] - scores[rows, labels], log_sums - scores[:, label]
+    # A weight of 0 leaves a logit of -inf out.
+    losses = torch.where(label_weight == 0, 0, label_weight * common)
+    return losses.index_add(0, rows, torch.where(weights == 0, 0, weights * own)), log_sums
+
+
+@op
+def softmax_rows_gradient_op(
+    scores: Tensor,
+    label: int,
+    label_weight: Tensor,
+    rows: Tensor,
+    labels: Tensor,
+    weights: Tensor,
+    log_sums: Tensor,
+    grad: Tensor,
+) -> Tensor:
+    """Gradient of the sum of losses times ``grad`` (N,) by the scores, (N, C)."""
+    given = dict(scores=scores, label_weight=label_weight, rows=rows, labels=labels, weights=weights)
+    given.update(log_sums=log_sums, grad=grad)
+    if GRADIENT_KERNEL.takes(**given):
+        gradient = torch.empty_like(scores)
+        GRADIENT_KERNEL(**given, label=label, gradient=gradient)
+        return gradient
+    mass = label_weight.index_add(0, rows, weights)
+    gradient = (scores - log_sums[:, None]).exp_().mul_((grad * mass)[:, None])
+    gradient[:, label] -= grad * label_weight
+    return gradient.index_put_((rows, labels), -grad[rows] * weights, accumulate=True)
+
+
+def _save(ctx: Any, inputs: tuple, output: tuple) -> None:
+    scores, ctx.label, *others = inputs
+    ctx.save_for_backward(scores, *others, output[1])
+
+
+def _backward(ctx: Any, grad: Tensor, _: Any) -> tuple:
+    scores, *others = ctx.saved_tensors
+    return softmax_rows_gradient_op(scores, ctx.label, *others, grad), None, None, None, None, None
+
+
+register_fake(softmax_rows_op, lambda scores, *_: (scores.new_empty(len(scores)), scores.new_empty(len(scores))))
+register_fake(softmax_rows_gradient_op, lambda scores, *_: torch.empty_like(scores))
+register_autograd(softmax_rows_op, _backward, _save)
