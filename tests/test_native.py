@@ -520,11 +520,14 @@ def test_a_whole_number_may_be_written_as_a_float():
         assert torch.equal(found.plan, expected.plan)
 
 
-def test_costs_far_beyond_reg_lose_no_mass():
-    cost = torch.tensor([[[1e30, 2e30], [2e30, 1e30], [3e30, 3e30]]])
-    a, b = torch.full((1, 3), 1 / 3), torch.tensor([[0.5, 0.5]])
-    plan = sinkhorn(cost, a, b, 0.05, num_iter=50).plan
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float64])
+def test_costs_far_beyond_reg_lose_no_mass_or_are_named(dtype):
+    cost = torch.tensor([[[1.0, 2], [2, 1], [3, 3]]], dtype=dtype)
+    a, b = torch.full((1, 3), 1 / 3, dtype=dtype), torch.tensor([[0.5, 0.5]], dtype=dtype)
+    plan = sinkhorn(1e9 * cost, a, b, 0.05, num_iter=50).plan
     torch.testing.assert_close(plan.sum(1), b, rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match=r'reg is too small for the cost, whose largest entry is 6e\+31 times reg'):
+        sinkhorn(1e30 * cost, a, b, 0.05)
 
 
 @pytest.mark.parametrize('dtype', [torch.int64, torch.int32, torch.uint8])

@@ -18,7 +18,8 @@ namespace {
 constexpr long PARTS = 8, ROWS = 8 * PARTS;  // vectors and rows of a tile
 constexpr long TILES = 8;            // whose column sums are added in float before they go to double
 constexpr double LIMIT = 30;         // largest logarithm of a scaling that floats hold safely
-constexpr double EXACT_BELOW = 128;  // as in sinkhorn.py
+constexpr double EXACT_BELOW = 128;  // as in sinkhorn.py, as is the next
+constexpr double PRECISE_BELOW = 1e12;
 constexpr long NEWTON_COLUMNS = 128;
 constexpr long CHUNK = 8;            // tiles that the Hessian goes through at once
 constexpr float TINY = std::numeric_limits<float>::min();
@@ -681,8 +682,8 @@ extern "C" int64_t uotod_sources() { return UOTOD_SOURCES; }
 
 // Solve `batch` problems of `rows` x `columns`; rho: weight of a side's penalty in units of reg, inf for a constraint;
 // relative: whether reg is in units of a problem's largest absolute cost.
-// Returns 0; 1 where a problem is none (NaN, infinite or negative where that may not be) or its costs are too large
-// beside reg for DEAD to stand out; -1 where memory ran out.
+// Returns 0; 1 where a problem is none (NaN, infinite or negative where that may not be, costs too large beside reg);
+// -1 where memory ran out.
 extern "C" int uotod_sinkhorn(const float *cost, const float *a, const float *b, const double *reg,
                               const double *rho_a, const double *rho_b, int64_t relative, int64_t batch, int64_t rows,
                               int64_t columns, int64_t num_iter, int64_t check_every, int64_t newton_after, double tol,
@@ -698,7 +699,7 @@ extern "C" int uotod_sinkhorn(const float *cost, const float *a, const float *b,
             const int64_t size = rows * columns;
             const float *from = cost + index * size, largest = largest_of(from, size);
             const double unit = reg[index] * (relative && largest > 0 ? largest : 1);
-            if (!(largest < 1e-3 * -DEAD * unit && unit < INF && rho_a[index] >= 0 && rho_b[index] >= 0) ||
+            if (!(largest < PRECISE_BELOW * unit && unit < INF && rho_a[index] >= 0 && rho_b[index] >= 0) ||
                 !are_masses(a + index * rows, rows) || !are_masses(b + index * columns, columns)) {
                 unfit = 1;
                 continue;

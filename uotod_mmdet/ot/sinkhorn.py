@@ -49,6 +49,9 @@ NEWTON_STEPS = 30
 EXACT_BELOW = 128.0
 """Largest cost in units of reg whose rounding in float32 changes the plan by less than 1e-5 of itself."""
 
+PRECISE_BELOW = 1e12
+"""Largest cost in units of reg whose rounding in float64 changes the plan by less than 1e-3 of itself."""
+
 
 SINKHORN = Kernel(
     'uotod_sinkhorn',
@@ -142,8 +145,8 @@ def sinkhorn(
             if SINKHORN(**problem, **options, plan=plan, done=done, error=error) == 0:
                 return SinkhornResult(plan, done, error.to(dtype), error <= tol)
 
-    _check_values(cost, a, b, reg, rho_a, rho_b)
     reg = reg * largest_cost(cost) if relative else reg
+    _check_values(cost, a, b, reg, rho_a, rho_b)
     look = host_may_wait(cost) if look is None else look
     log_a, log_b = a.double().log(), b.double().log()
     # Where costs are not many times reg, their own precision is enough for the exponents, too.
@@ -265,9 +268,15 @@ def _check_values(cost: Tensor, a: Tensor, b: Tensor, reg: Tensor, rho_a: Tensor
                 raise ValueError(f'{name} must not be negative or NaN, got {values.min().item():g}')
         if not ((reg > 0) & reg.isfinite()).all():
             raise ValueError(f'reg must be positive and finite, got {reg.tolist()}')
+        units = (cost.abs().amax((1, 2)).double() / reg).max().item()
+        raise ValueError(
+            f'reg is too small for the cost, whose largest entry is {units:.3g} times reg: in float64 a plan is precise '
+            f'below {PRECISE_BELOW:.0e}. Take a larger reg, or HungarianAssigner, the limit of a small reg'
+        )
 
     good = [(mass >= 0).all() & mass.sum().isfinite() for mass in (a, b)]
     good += [cost.sum().isfinite(), ((reg > 0) & reg.isfinite() & (rho_a >= 0) & (rho_b >= 0)).all()]
+    good += [(cost.abs().amax((1, 2)) < PRECISE_BELOW * reg).all()]
     act_if(~torch.stack(good).all(), complain)
 
 
