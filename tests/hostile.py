@@ -24,6 +24,7 @@ import tempfile
 import traceback
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple, Optional
 
@@ -33,6 +34,7 @@ sys.path.insert(0, str(ROOT))
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 import torch.nn.functional as F  # noqa: E402
+from mmdet.structures.bbox import BaseBoxes, HorizontalBoxes  # noqa: E402
 from mmengine.logging import MMLogger  # noqa: E402
 from mmengine.registry import init_default_scope  # noqa: E402
 from mmengine.structures import InstanceData  # noqa: E402
@@ -189,7 +191,7 @@ class Dice:
             return value
         return self.choice(
             *(str(value), float(value), np.float32(value), np.float64(value), torch.tensor(value), np.array(value)),
-            *(np.int64(value), math.nan, math.inf, -value, 0, True, [value], 1e30, 1e-30),
+            *(np.array([value]), math.nan, math.inf, -value, 0, True, [value], 1e30, 1e-30),
         )
 
     def thing(self, value: Any) -> Any:
@@ -207,6 +209,8 @@ def exact(value: Any) -> Any:
         if value.is_floating_point():
             return plain.double().requires_grad_(value.requires_grad)
         return plain if value.dtype == torch.bool else plain.long()
+    if isinstance(value, BaseBoxes):
+        return exact(value.tensor)
     if isinstance(value, InstanceData):
         return InstanceData(**{name: exact(field) for name, field in value.items()})
     if isinstance(value, Mapping):
@@ -220,6 +224,8 @@ def tensors_in(value: Any, name: str) -> Iterator[tuple[str, Tensor]]:
     """All tensors, by the way to them."""
     if isinstance(value, Tensor):
         yield name, value
+    elif isinstance(value, BaseBoxes):
+        yield name, value.tensor
     elif isinstance(value, (Mapping, InstanceData)):
         for key, field in value.items():
             yield from tensors_in(field, f'{name}.{key}')
@@ -501,6 +507,8 @@ def ground_truths(dice: Dice, count: int, classes: int, extent: float) -> Instan
     boxes, labels = dice.floats(boxes), dice.integers(labels)
     if boxes.shape[:1] != labels.shape[:1]:
         boxes, labels = boxes.new_zeros(count, 4), labels.new_zeros(count)
+    if boxes.shape == (count, 4) and dice.chance(0.1):
+        boxes = HorizontalBoxes(boxes, clone=False)
     return InstanceData(bboxes=boxes, labels=labels)
 
 
@@ -856,9 +864,9 @@ def head(kind: str) -> Callable[[Dice], Case]:
         if kind == 'DETRHead':
             layers, queries = dice.size(1, 3), dice.size(1, 5, 20)
             queries = 0 if dice.bad(0.05) else queries
-            scores = dice.normal(layers, images, queries, model.cls_out_channels, scale=2)
+            logits = dice.normal(layers, images, queries, model.cls_out_channels, scale=2)
             centers = dice.uniform(layers, images, queries, 4, low=0.2, high=0.6)
-            given['scores'] = dice.floats(dice.poison(scores), grad=0.9)
+            given['scores'] = dice.floats(dice.poison(logits), grad=0.9)
             given['boxes'] = dice.floats(dice.bad_boxes(centers), grad=0.9)
         else:
             channels = 4 * (model.reg_max + 1) if kind == 'GFLHead' else 4
@@ -873,6 +881,7 @@ def head(kind: str) -> Callable[[Dice], Case]:
                     )
                     for size in (8, 4, 2, 1, 1)
                 ]
+        scores = given['scores']
         counts = [dice.size(0, 1, 4) for _ in range(images)]
         given['gts'] = [ground_truths(dice, count, CLASSES, extent) for count in counts]
         ignored = [InstanceData(bboxes=dice.boxes(dice.size(0, 1), extent=extent).float()) for _ in counts]
@@ -890,6 +899,8 @@ def head(kind: str) -> Callable[[Dice], Case]:
             return call(model, given)
 
         def formula(**given: Any) -> dict:
+            if assigner == 'stock' and kind != 'DETRHead' and any(level.dtype == torch.float64 for level in scores):
+                return {}  # anchors are compared in float64: MaxIoUAssigner's ties fall another way
             if assigner == 'stock':  # mmdet's own head, in the float32 it is made for
                 for _, tensor in tensors_in(given, ''):
                     if tensor.is_floating_point():
@@ -1079,32 +1090,35 @@ def run_here(seed: int, numbers: Sequence[int], path: str) -> None:
             file.write(json.dumps(result) + '\n')
 
 
-def run_cases(seed: int, numbers: Sequence[int], chunk: int = 1000) -> list[dict]:
-    """Results of cases, each chunk in a process of its own, which goes on behind a case that ends the process."""
-    results = []
-    for first in range(0, len(numbers), chunk):
-        left = list(numbers[first : first + chunk])
-        while left:
-            with tempfile.NamedTemporaryFile('r', suffix='.jsonl') as file:
-                command = [sys.executable, '-W', 'ignore', str(Path(__file__)), '--seed', str(seed), '--to', file.name]
-                child = subprocess.run(
-                    [*command, '--numbers', json.dumps(left)], capture_output=True, text=True, cwd=ROOT
-                )
-                lines = [json.loads(line) for line in Path(file.name).read_text().splitlines()]
-            done = [line for line in lines if 'fault' in line]
-            results += done
-            begun = [line['begun'] for line in lines if 'begun' in line]
-            if len(done) == len(left):
-                break
-            if not begun:
-                raise RuntimeError(f'no case could be run:\n{child.stderr}')
-            stack = re.findall(r'File ".*?/(\w+\.py)", line (\d+) in (\w+)', child.stderr)
-            place = f'{stack[0][0]}:{stack[0][2]}' if stack else 'unknown'
-            cause = 'more than a minute' if 'Timeout' in child.stderr else f'process ended ({child.returncode})'
-            kind, dice, _ = make_case(seed, begun[-1])
-            fault = f'CRASH {cause} in {place}'
-            results.append(dict(number=begun[-1], kind=kind, legal=dice.legal, refused=False, fault=fault))
-            left = left[left.index(begun[-1]) + 1 :]
+def run_cases(seed: int, numbers: Sequence[int], workers: int = 2) -> list[dict]:
+    """Results of cases, in processes of their own; behind a case that ends its process another one goes on."""
+    chunks = [numbers[first::workers] for first in range(workers)]
+    with ThreadPoolExecutor(workers) as pool:
+        parts = pool.map(run_chunk, [seed] * workers, chunks)
+        return sorted((result for part in parts for result in part), key=lambda result: result['number'])
+
+
+def run_chunk(seed: int, numbers: Sequence[int]) -> list[dict]:
+    results, left = [], list(numbers)
+    while left:
+        with tempfile.NamedTemporaryFile('r', suffix='.jsonl') as file:
+            command = [sys.executable, '-W', 'ignore', str(Path(__file__)), '--seed', str(seed), '--to', file.name]
+            child = subprocess.run([*command, '--numbers', json.dumps(left)], capture_output=True, text=True, cwd=ROOT)
+            lines = [json.loads(line) for line in Path(file.name).read_text().splitlines()]
+        done = [line for line in lines if 'fault' in line]
+        results += done
+        begun = [line['begun'] for line in lines if 'begun' in line]
+        if len(done) == len(left):
+            break
+        if not begun or len(done) == len(begun):
+            raise RuntimeError(f'the process ended between cases:\n{child.stderr}')
+        stack = re.findall(r'File ".*?/(\w+\.py)", line (\d+) in (\w+)', child.stderr)
+        place = f'{stack[0][0]}:{stack[0][2]}' if stack else 'unknown'
+        cause = 'more than a minute' if 'Timeout' in child.stderr else f'process ended ({child.returncode})'
+        kind, dice, _ = make_case(seed, begun[-1])
+        fault = f'CRASH {cause} in {place}'
+        results.append(dict(number=begun[-1], kind=kind, legal=dice.legal, refused=False, fault=fault))
+        left = left[left.index(begun[-1]) + 1 :]
     return results
 
 
