@@ -109,8 +109,6 @@ def reduce_model(model: Any) -> None:
         Skip: If a model of this kind cannot be run here.
     """
     if 'data_preprocessor' in model and model.data_preprocessor is not None:
-        if 'Track' in model.data_preprocessor.get('type', ''):
-            raise Skip('reads videos')
         model.data_preprocessor.batch_augments = None
     if 'teacher_config' in model:
         from mmengine.config import Config
@@ -122,51 +120,45 @@ def reduce_model(model: Any) -> None:
         model.update(teacher_config=dict(model=teacher.model), teacher_ckpt=None)
     if 'language_model' in model:
         model.language_model = dict(type='TinyLanguageModel')
-    old, new = _reduce_backbone(model)
-    _walk(model, dict(zip(old, new)) if old != new else {})
+    _reduce_backbone(model)
+    _walk(model)
     for name in ('num_queries', 'num_proposals'):
         for part in (model, model.get('rpn_head') or {}):
             if part.get(name, 0) > 50:
                 part[name] = 50
 
 
-def _reduce_backbone(model: Any) -> tuple[list[int], list[int]]:
-    """Replace the backbone by a narrow ResNet-18; returns the numbers of channels it gave and gives."""
-    backbone = model.backbone
-    kind = backbone.type
-    neck = model.get('neck')
-    neck = neck[0] if isinstance(neck, (list, tuple)) else neck
+def _reduce_backbone(model: Any) -> None:
+    """Replace the backbone by a narrow one of the same strides, and tell what reads it."""
+    backbone, kind = model.backbone, model.backbone.type
     if kind in ('SSDVGG', 'MobileNetV2'):
         backbone.init_cfg = None
-        return [], []
-    if neck is not None:
-        old = list(neck.in_channels)
-    elif 'panoptic_head' in model:
-        old = list(model.panoptic_head.in_channels)
-    else:
-        raise Skip(f'no neck says what the backbone {kind} gives')
-    stages = backbone.get('out_indices')
-    if kind in ('CSPNeXt', 'CSPDarknet'):
-        stages = (1, 2, 3)  # stages 2, 3, 4 of strides 8, 16, 32
-    elif stages is None:
-        stages = tuple(range(4))
-    new = [CHANNELS[index] for index in stages]
-    if len(new) != len(old):
-        raise Skip(f'{kind} gives {len(stages)} levels, its neck reads {len(old)}')
+        return
+    neck = model.get('neck')
+    neck = neck[0] if isinstance(neck, (list, tuple)) else neck
+    reader = neck or model.get('panoptic_head') or model.get('track_head')
+    if reader is None:
+        raise Skip(f'nothing says what the backbone {kind} gives')
+    stages = tuple(backbone.get('out_indices') or range(4))
+    if kind in ('CSPNeXt', 'CSPDarknet'):  # whose last stages go to the neck, the first of them with stride 8
+        stages = tuple(range(1, 1 + len(reader.in_channels)))
+    if len(stages) != len(reader.in_channels):
+        raise Skip(f'{kind} gives {len(stages)} levels, {len(reader.in_channels)} are read')
     backbone.clear()
-    backbone.update(
-        type='mmdet.ResNet', depth=18, base_channels=CHANNELS[0], out_indices=tuple(stages), style='pytorch'
-    )
-    (neck if neck is not None else model.panoptic_head).in_channels = new
-    if neck is not None and neck.type == 'CSPNeXtPAFPN':
-        neck.num_csp_blocks = 1
-    for part in (model.get('panoptic_head'), (model.get('bbox_head') if neck is None else None)):
-        if part is not None and 'in_channels' in part:
-            part.in_channels = new
-    return old, new
+    if max(stages) < len(CHANNELS):
+        reader.in_channels = [CHANNELS[index] for index in stages]
+        backbone.update(type='ResNet', depth=18, base_channels=CHANNELS[0], out_indices=stages, style='pytorch')
+    else:
+        reader.in_channels = [32, 64, 96, 128]
+        backbone.update(type='CSPNeXt', arch='P6', widen_factor=0.125, deepen_factor=0.167, out_indices=(2, 3, 4, 5))
+        backbone.expand_ratio = 0.5
+    if reader.type == 'CSPNeXtPAFPN':
+        reader.num_csp_blocks = 1
+        if reader.get('norm_cfg', {}).get('type') == 'GN':
+            reader.norm_cfg = dict(type='GN', num_groups=4)
 
 
-def _walk(value: Any, channels: dict) -> None:
+def _walk(value: Any) -> None:
     """General edits everywhere: no pretrained weights, two layers, small feed-forward parts, no SyncBN."""
     if isinstance(value, dict):
         checkpoint = value.get('init_cfg')
@@ -184,10 +176,10 @@ def _walk(value: Any, channels: dict) -> None:
             if value.get(name):
                 value[name] = False
         for entry in value.values():
-            _walk(entry, channels)
+            _walk(entry)
     elif isinstance(value, (list, tuple)):
         for entry in value:
-            _walk(entry, channels)
+            _walk(entry)
 
 
 # One training step
@@ -197,7 +189,7 @@ def batch_for(model: Any, size: int = 128) -> dict:
     """Two images with three boxes and one, their masks and, for panoptic heads, their semantic maps."""
     import numpy as np
     import torch
-    from mmdet.structures import DetDataSample
+    from mmdet.structures import DetDataSample, TrackDataSample
     from mmdet.structures.mask import BitmapMasks
     from mmengine.structures import InstanceData, PixelData
 
@@ -226,7 +218,7 @@ def batch_for(model: Any, size: int = 128) -> dict:
             )
         )
         sample.gt_instances = InstanceData(bboxes=torch.tensor(boxes, dtype=torch.float32), labels=labels)
-        if (model.get('data_preprocessor') or {}).get('pad_mask'):
+        if model.get('data_preprocessor', {}).get('pad_mask') or any('Ins' in kind for kind in types_in(model)):
             sample.gt_instances.masks = BitmapMasks(masks, size, size)
         sample.ignored_instances = InstanceData(bboxes=torch.zeros(0, 4), labels=torch.zeros(0, dtype=torch.long))
         if 'panoptic_head' in model:
@@ -237,6 +229,12 @@ def batch_for(model: Any, size: int = 128) -> dict:
             sample.gt_sem_seg = PixelData(sem_seg=torch.from_numpy(stuff)[None])
         inputs.append(torch.from_numpy(rng.integers(0, 255, (3, size, size)).astype(np.uint8)))
         samples.append(sample)
+    if 'track_head' in model:  # each image becomes a video of two frames
+        for index, sample in enumerate(samples):
+            sample.gt_instances.instances_ids = torch.arange(len(sample.gt_instances))
+            samples[index] = TrackDataSample()
+            samples[index].video_data_samples = [sample, copy.deepcopy(sample)]
+        inputs = [torch.stack([image, image.flip(2)]) for image in inputs]
     return dict(inputs=inputs, data_samples=samples)
 
 
