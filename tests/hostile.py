@@ -636,7 +636,7 @@ def expansion(dice: Dice) -> Case:
     plan = dice.uniform(batch, preds, gts + 1) * (dice.uniform(batch, preds, gts + 1) < 0.5)
     if dice.bad(0.1):
         plan = dice.choice(plan - 0.5, plan * 100, plan.round())
-    given = dict(plan=dice.thing(dice.floats(dice.poison(plan), grad=0.2)))
+    given = dict(plan=dice.thing(dice.floats(plan, grad=0.2)))  # copied, whatever it holds
     given['min_weight'] = dice.number(dice.choice(0, 1e-5, 0.3))
 
     def run(**given: Any) -> dict:
@@ -881,7 +881,7 @@ def head(kind: str) -> Callable[[Dice], Case]:
                     )
                     for size in (8, 4, 2, 1, 1)
                 ]
-        scores = given['scores']
+        case_given = given
         counts = [dice.size(0, 1, 4) for _ in range(images)]
         given['gts'] = [ground_truths(dice, count, CLASSES, extent) for count in counts]
         ignored = [InstanceData(bboxes=dice.boxes(dice.size(0, 1), extent=extent).float()) for _ in counts]
@@ -899,8 +899,9 @@ def head(kind: str) -> Callable[[Dice], Case]:
             return call(model, given)
 
         def formula(**given: Any) -> dict:
-            if assigner == 'stock' and kind != 'DETRHead' and any(level.dtype == torch.float64 for level in scores):
-                return {}  # anchors are compared in float64: MaxIoUAssigner's ties fall another way
+            doubles = any(tensor.dtype == torch.float64 for _, tensor in tensors_in(case_given, ''))
+            if assigner == 'stock' and kind != 'DETRHead' and doubles:
+                return {}  # overlaps are compared in float64: MaxIoUAssigner's ties fall another way
             if assigner == 'stock':  # mmdet's own head, in the float32 it is made for
                 for _, tensor in tensors_in(given, ''):
                     if tensor.is_floating_point():
