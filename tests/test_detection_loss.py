@@ -380,7 +380,7 @@ def test_a_class_count_that_does_not_fit_the_background_is_named():
     with pytest.raises(ValueError, match='1 column.*no class beside the background'):
         build('CrossEntropyLoss', 'last')(one_column, case['target'])
     weighted = build(dict(type='CrossEntropyLoss', class_weight=[1.0] * CLASSES), 'last')
-    with pytest.raises(ValueError, match='class_weight of CrossEntropyLoss holds 5 numbers, but pred_logits has 6'):
+    with pytest.raises(ValueError, match='class_weight of CrossEntropyLoss holds 5 .*the scores have 6 columns'):
         weighted(case['input'], case['target'])
 
 
