@@ -1,6 +1,7 @@
 """Our heads: with a plan of zeros and ones they are mmdet's; with a soft one they train."""
 
 import copy
+import functools
 import socket
 
 import pytest
@@ -31,11 +32,16 @@ IMAGE = 320
 SIZES = [(320, 320), (250, 320), (320, 200)]  # height and width of each image; the rest is padding
 
 
+@functools.lru_cache
+def model_config(head: str) -> dict:
+    return get_config(CONFIGS[head]).model
+
+
 def head_config(head: str, **changes) -> dict:
     """mmdet's own config of a head, ``train_cfg`` included, as a Config dict."""
-    model = get_config(CONFIGS[head]).model
+    model = copy.deepcopy(model_config(head))
     init_default_scope('mmdet')
-    cfg = copy.deepcopy(model.bbox_head)
+    cfg = model.bbox_head
     cfg.num_classes = NUM_CLASSES
     cfg.train_cfg = model.train_cfg
     cfg.test_cfg = model.test_cfg

@@ -59,12 +59,12 @@ class DenseHead:
         name = type(self).__name__
         check_assigner(self.assigner, 'anchors')
         if hasattr(self, 'loss_cls'):  # SSDHead sets its own later
+            check_classification_loss(name, self.loss_cls, self.num_classes, self.cls_out_channels)
             if getattr(self.loss_cls, 'use_sigmoid', self.use_sigmoid_cls) != self.use_sigmoid_cls:
                 raise ValueError(
-                    f'{name}: {type(self.loss_cls).__name__} scores classes by a sigmoid, but the config of loss_cls does '
-                    'not say use_sigmoid=True, by which mmdet gives the head a column for each class only: add it.'
+                    f'{name}: {type(self.loss_cls).__name__} scores classes by a sigmoid, but the config of loss_cls '
+                    'does not say use_sigmoid=True, by which mmdet gives the head a column for each class only: add it.'
                 )
-            check_classification_loss(name, self.loss_cls, self.num_classes, self.cls_out_channels)
         for argument in ('loss_bbox', 'loss_bbox_refine'):
             if isinstance(getattr(self, argument, None), torch.nn.Module):
                 check_box_loss(name, argument, getattr(self, argument))

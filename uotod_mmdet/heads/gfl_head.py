@@ -43,8 +43,8 @@ class GFLHead(DenseHead, mmdet.models.dense_heads.GFLHead):
         if not self.use_sigmoid_cls:
             raise ValueError(
                 f'GFLHead reads scores by a sigmoid when it predicts, but loss_cls={type(self.loss_cls).__name__} is '
-                'built without use_sigmoid=True: take QualityFocalLoss (its own), VarifocalLoss, FocalLoss or '
-                'CrossEntropyLoss, with use_sigmoid=True.'
+                'built without use_sigmoid=True. Losses that fit: QualityFocalLoss (its own), VarifocalLoss, FocalLoss '
+                'and CrossEntropyLoss, with use_sigmoid=True.'
             )
         if self.train_cfg:
             bins = self.reg_max + 1
@@ -63,10 +63,10 @@ class GFLHead(DenseHead, mmdet.models.dense_heads.GFLHead):
             if not self._told_reg_max:
                 self._told_reg_max = True
                 print_log(
-                    f'{type(self).__name__}: {100 * float(over):.0f} % of the distances from priors to the sides of their '
-                    f'ground truths are above reg_max={self.reg_max} strides and are learnt as {self.reg_max - 0.1:.1f}, '
-                    f'the largest being {float(largest):.1f}: set reg_max={int(largest) + 1} in bbox_head, or add '
-                    'levels of larger strides.',
+                    f'{type(self).__name__}: {100 * float(over):.0f} % of the distances from priors to the sides of '
+                    f'their ground truths are above reg_max={self.reg_max} strides and are learnt as '
+                    f'{self.reg_max - 0.1:.1f}, the largest being {float(largest):.1f}: set '
+                    f'reg_max={int(largest) + 1} in bbox_head, or add levels of larger strides.',
                     logger='current',
                     level=logging.WARNING,
                 )

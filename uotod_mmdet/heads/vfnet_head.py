@@ -40,8 +40,9 @@ class VFNetHead(DenseHead, mmdet.models.dense_heads.VFNetHead):
             )
         if self.use_vfl and not isinstance(self.loss_cls, (QualityFocalLoss, VarifocalLoss)):
             raise ValueError(
-                f'VFNetHead: with use_vfl=True loss_cls learns the IoU, but {type(self.loss_cls).__name__} takes labels: '
-                'take VarifocalLoss (its own) or QualityFocalLoss, or set use_vfl=False and give the loss as loss_cls_fl.'
+                f'VFNetHead: with use_vfl=True loss_cls learns the IoU, but {type(self.loss_cls).__name__} takes '
+                'labels. Losses that fit: VarifocalLoss (its own) and QualityFocalLoss; or set use_vfl=False and give '
+                'the loss as loss_cls_fl.'
             )
 
     def loss_by_feat(

@@ -1,8 +1,8 @@
 """Whether a plan can weigh a loss: tried on a few rows when a head is built.
 
 A plan weighs rows, and heads divide by what they count. So a loss must be mmdet's usual one: ``forward(pred, target,
-weight, avg_factor=..., reduction_override=...)``, in which the loss of a row depends on that row alone, is multiplied by
-its weight, and is summed and divided by ``avg_factor``. Trying says so of any loss, third-party ones included.
+weight, avg_factor=..., reduction_override=...)``, in which the loss of a row depends on that row alone, is multiplied
+by its weight, and is summed and divided by ``avg_factor``. Trying tells of any loss, third-party ones included.
 """
 
 import copy
@@ -17,8 +17,8 @@ ROWS = 6
 SIGMOID = 'FocalLoss, QualityFocalLoss, VarifocalLoss and CrossEntropyLoss, with use_sigmoid=True'
 SOFTMAX = f'CrossEntropyLoss, and {SIGMOID}'
 BOX_LOSSES = (
-    'L1Loss, SmoothL1Loss, BalancedL1Loss, MSELoss, IoULoss, BoundedIoULoss, GIoULoss, DIoULoss, CIoULoss, EIoULoss and '
-    'SIoULoss'
+    'L1Loss, SmoothL1Loss, BalancedL1Loss, MSELoss, IoULoss, BoundedIoULoss, GIoULoss, DIoULoss, CIoULoss, EIoULoss '
+    'and SIoULoss'
 )
 
 
@@ -102,8 +102,8 @@ def check_loss(
     reduction = getattr(loss, 'reduction', 'mean')
     if reduction != 'mean':
         raise ValueError(
-            f"{owner}: {argument}={name} has reduction={reduction!r}, which has no effect on a plan's loss or ends in an "
-            'error: leave reduction out of its config; its sum is divided by what the plan matches.'
+            f"{owner}: {argument}={name} has reduction={reduction!r}, which has no effect on a plan's loss or ends in "
+            'an error: leave reduction out of its config; its sum is divided by what the plan matches.'
         )
     loss = copy.deepcopy(loss)
 
@@ -131,6 +131,6 @@ def check_loss(
             return  # made for one device only, so that it cannot be tried here
         why = f'called as mmdet calls losses it ends in {type(error).__name__}: {error}'.rstrip('. ')
     raise ValueError(
-        f'{owner}: a plan cannot weigh {argument}={name}: {why}. Losses that fit: {fitting}, and any whose loss of a row '
-        "is that row's own times its weight; or take mmdet's head of this name."
+        f'{owner}: a plan cannot weigh {argument}={name}: {why}. Losses that fit: {fitting}, and any whose loss of a '
+        "row is that row's own times its weight; or take mmdet's head of this name."
     )

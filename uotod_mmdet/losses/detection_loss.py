@@ -143,8 +143,8 @@ class DetectionLoss(nn.Module):
             target: ``labels`` (B, M), columns of the logits, ``boxes`` (B, M, 4) as (x1, y1, x2, y2), and ``mask``
                 (B, M), False on padding (without it, all are real); or for each image an InstanceData with ``labels``
                 and ``bboxes``. Labels of any integer dtype, boxes of any dtype.
-            anchors: Priors (N, 4) or (B, N, 4), for costs that read them and for ``box_source='priors'``. Boxes, here and
-                above, may be mmdet's box types.
+            anchors: Priors (N, 4) or (B, N, 4), for costs that read them and for ``box_source='priors'``. Boxes, here
+                and above, may be mmdet's box types.
             weight: Factor of each prediction's loss, (B, N).
             avg_factor: Divides all terms in place of the masses; needs 'mean', ignored with 'none'.
             reduction_override: Replaces ``reduction``.

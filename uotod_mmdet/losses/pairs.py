@@ -412,8 +412,8 @@ def plan_statistics(
 EVERYONE, EVERYONE_ALIKE = 0.5, 0.99
 """Shares of all pairs of predictions and ground truths that must carry a plan for it to be called too soft.
 
-At reg=50 our configs have 0.65 to 1, at reg=0.05 dense heads and DINO have 0.0 to 0.22. The second is for plans that give a
-ground truth one prediction's worth: the queries of an untrained DETR predict the same, and reg=0.05 gives 0.94.
+At reg=50 our configs have 0.65 to 1, at reg=0.05 dense heads and DINO have 0.0 to 0.22. The second is for plans that
+give a ground truth one prediction's worth: the queries of an untrained DETR predict the same, and reg=0.05 gives 0.94.
 """
 
 _warned: WeakSet = WeakSet()
@@ -436,8 +436,8 @@ def _warn_if_too_soft(pairs: Pairs, gts: Tensor, assigner: Any) -> None:
         _warned.add(assigner)
         numbers = ', '.join(f'{n}={getattr(assigner, n)}' for n in ('reg', 'reg_dimless') if hasattr(assigner, n))
         print_log(
-            f'{type(assigner).__name__}: the plan is so soft that it teaches everything to everyone: each ground truth is '
-            f'shared by about {float(carrying / gts):.0f} of {num_preds} predictions, which give it '
+            f'{type(assigner).__name__}: the plan is so soft that it teaches everything to everyone: each ground truth '
+            f'is shared by about {float(carrying / gts):.0f} of {num_preds} predictions, which give it '
             f"{float(square / mass):.2g} of themselves on average, and together {float(mass / gts):.3g} predictions' "
             f'worth. Lower reg{f" (now {numbers})" if numbers else ""} until it is small beside the differences of the '
             'match costs, 0.01 to 0.1 for costs of about 1, and watch matched_mass and plan_entropy in the log.',
