@@ -2,7 +2,7 @@
 
 from .log_iou_cost import LogIoUCost
 from .overlaps import pairwise_overlaps
-from .pairwise import Batch, as_tensor, batch_cost, make_batch, pad, prior_boxes
+from .pairwise import Batch, as_labels, as_tensor, batch_cost, make_batch, pad, prior_boxes
 from .prior_costs import InsideGTCost, PriorCenterCost, PriorIoUCost
 
 __all__ = [
@@ -11,6 +11,7 @@ __all__ = [
     'LogIoUCost',
     'PriorCenterCost',
     'PriorIoUCost',
+    'as_labels',
     'as_tensor',
     'batch_cost',
     'make_batch',

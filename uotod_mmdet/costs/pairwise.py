@@ -46,6 +46,20 @@ def as_tensor(boxes: Any) -> Tensor:
     return boxes if isinstance(boxes, Tensor) else boxes.tensor
 
 
+def as_labels(labels: Tensor, name: str = 'gt_instances.labels') -> Tensor:
+    """Labels of any integer dtype as int64; of no labels, whatever dtype ``torch.zeros(0)`` gave them.
+
+    Raises:
+        TypeError: If there are labels and they are no integers.
+    """
+    if labels.numel() and (labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool):
+        raise TypeError(
+            f'{name} must be integers, numbers of classes; got {labels.dtype}: let the data set or its transforms give '
+            'integers.'
+        )
+    return labels.long()
+
+
 def prior_boxes(priors: Tensor) -> Tensor:
     """Priors as boxes (x1, y1, x2, y2), pixels, (..., N, 4): a point becomes the square of one stride around it."""
     centers, sizes = prior_centers_and_sizes(priors)
@@ -59,6 +73,7 @@ def make_batch(
     box_source: str = 'auto',
     gt_instances_ignore: Optional[Sequence[Optional[InstanceData]]] = None,
     pred_mask: Optional[Tensor] = None,
+    num_classes: Optional[int] = None,
 ) -> Batch:
     """Stack the predictions and pad the ground truths of a batch of images.
 
@@ -70,9 +85,11 @@ def make_batch(
         box_source: What the costs see as ``bboxes``: 'bboxes', 'priors', or 'auto' (priors where there are no bboxes).
         gt_instances_ignore: For each image its ignored (crowd) boxes, ``bboxes`` (I_i, 4) pixels, or None.
         pred_mask: False on predictions that take no part, such as anchors on the padding of an image, (B, N).
+        num_classes: Number of foreground classes, labels 0 to num_classes - 1. None: as many as the scores' columns.
 
     Raises:
-        ValueError: If ``box_source`` does not fit, or a label is not a class of the scores.
+        TypeError: If labels are no integers.
+        ValueError: If ``box_source`` does not fit, or a label is no foreground class.
     """
     fields = {}
     for name in ('bboxes', 'scores', 'priors'):
@@ -91,9 +108,11 @@ def make_batch(
             f'box_source={box_source!r} does not fit predictions that hold {sorted(fields)}: '
             'this head gives the assigner ' + ('no priors.' if 'bboxes' in fields else "priors only; use 'auto'.")
         )
-    gt_bboxes, gt_labels = pad([as_tensor(gt.bboxes) for gt in gt_instances], [gt.labels for gt in gt_instances])
+    gt_bboxes, gt_labels = pad(
+        [as_tensor(gt.bboxes) for gt in gt_instances], [as_labels(gt.labels) for gt in gt_instances]
+    )
     gt_bboxes = gt_bboxes.to(fields['bboxes'])
-    _check_labels(gt_labels, fields.get('scores'))
+    _check_labels(gt_labels, fields.get('scores'), num_classes)
     return Batch(
         bboxes=fields['bboxes'],
         scores=fields.get('scores'),
@@ -307,19 +326,20 @@ _BATCHED = {
 }
 
 
-def _check_labels(gt_labels: Tensor, scores: Optional[Tensor]) -> None:
-    if scores is None or not gt_labels.numel():
+def _check_labels(gt_labels: Tensor, scores: Optional[Tensor], num_classes: Optional[int]) -> None:
+    if not gt_labels.numel() or (scores is None and num_classes is None):
         return
-    num_classes = scores.size(-1)
+    classes = scores.size(-1) if num_classes is None else num_classes
+    there_are = f'the scores have {classes} classes' if num_classes is None else f'num_classes={classes}'
 
     def complain() -> None:
         raise ValueError(
-            f'gt_instances.labels holds {gt_labels.min().item()} to {gt_labels.max().item()}, but the scores have '
-            f'{num_classes} classes: set num_classes of the head to the number of classes of the data set, and check '
-            "the data set's metainfo."
+            f'gt_instances.labels holds {gt_labels.min().item()} to {gt_labels.max().item()}, but {there_are}, so that '
+            f'labels are 0 to {classes - 1}: count labels from 0, set num_classes of the head to the number of classes '
+            "of the data set, and check the data set's metainfo."
         )
 
-    act_if(((gt_labels < 0) | (gt_labels >= num_classes)).any(), complain)
+    act_if(((gt_labels < 0) | (gt_labels >= classes)).any(), complain)
 
 
 def _raise_not_finite(match_costs: Sequence, batch: Batch, total: Tensor) -> None:

@@ -270,8 +270,8 @@ def _check_values(cost: Tensor, a: Tensor, b: Tensor, reg: Tensor, rho_a: Tensor
             raise ValueError(f'reg must be positive and finite, got {reg.tolist()}')
         units = (cost.abs().amax((1, 2)).double() / reg).max().item()
         raise ValueError(
-            f'reg is too small for the cost, whose largest entry is {units:.3g} times reg: in float64 a plan is precise '
-            f'below {PRECISE_BELOW:.0e}. Take a larger reg, or HungarianAssigner, the limit of a small reg'
+            f'reg is too small for the cost, whose largest entry is {units:.3g} times reg: in float64 a plan is '
+            f'precise below {PRECISE_BELOW:.0e}. Take a larger reg, or HungarianAssigner, the limit of a small reg'
         )
 
     good = [(mass >= 0).all() & mass.sum().isfinite() for mass in (a, b)]
