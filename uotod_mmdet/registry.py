@@ -11,6 +11,7 @@ from typing import Any, Optional
 
 import mmdet.registry
 import mmengine.registry
+from mmengine.utils import get_object_from_string
 
 SCOPE = 'uotod_mmdet'
 
@@ -69,6 +70,9 @@ class Registry(mmengine.registry.Registry):
             found = super().get(key)
         except RuntimeError:
             found = None
+        if found is None and '.' in key:
+            # The path of a class, as mmengine writes it for a class in a config; a parent takes our scope off it.
+            found = get_object_from_string(key) or get_object_from_string(f'{self.scope}.{key}')
         if found is None:
             ours = sorted(self.module_dict)
             name = key.split('.')[-1]
