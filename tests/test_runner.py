@@ -2,16 +2,23 @@
 
 import copy
 import json
+import subprocess
 import sys
 
 import cv2
+import mmdet.models.losses as mmdet_losses
+import mmdet.models.task_modules as mmdet_tasks
 import numpy as np
 import pytest
 import torch
 from mmdet.registry import MODELS
 from mmengine.config import Config
+from mmengine.registry import DefaultScope
 from test_tools import TOOLS, call_tool, draw_cells, logs, scalars
 from tiny_models import tiny_config
+
+import uotod_mmdet
+from uotod_mmdet import assigners, heads, losses
 
 sys.path.insert(0, str(TOOLS))
 import show_run  # noqa: E402
@@ -69,9 +76,9 @@ def tiny_run(data, **changes):
         metainfo=dict(classes=NAMES),
     )
     loader = dict(batch_size=2, num_workers=0)
-    resize = dict(type='Resize', scale=(64, 64), keep_ratio=True)
-    train = dict(**dataset, pipeline=[load, annotations, resize, dict(type='PackDetInputs')])
+    train = dict(**dataset, pipeline=[load, annotations, dict(type='PackDetInputs')])
     val = dict(**dataset, test_mode=True)
+    resize = dict(type='Resize', scale=(64, 64), keep_ratio=True)
     val['pipeline'] = [load, resize, annotations, dict(type='PackDetInputs', meta_keys=meta_keys)]
     cfg = dict(
         default_scope='mmdet',
@@ -89,7 +96,9 @@ def tiny_run(data, **changes):
         visualizer=dict(type='DetLocalVisualizer', vis_backends=[dict(type='LocalVisBackend')], name='visualizer'),
         randomness=dict(seed=0),
     )
-    cfg.update(test_dataloader=cfg['val_dataloader'], test_evaluator=cfg['val_evaluator'], test_cfg=dict(type='TestLoop'))
+    cfg.update(
+        test_dataloader=cfg['val_dataloader'], test_evaluator=cfg['val_evaluator'], test_cfg=dict(type='TestLoop')
+    )
     cfg = Config(cfg)
     cfg.merge_from_dict(copy.deepcopy(changes))
     return cfg
@@ -138,11 +147,15 @@ def test_iterations_are_counted_in_a_loop_of_epochs_where_the_schedule_says_so(t
 
 def test_a_schedule_by_epoch_in_a_loop_of_iterations_is_refused(tmp_path, data):
     cfg = without_validation(tiny_run(data, custom_hooks=[dict(SCHEDULE, by_epoch=True)], **BY_ITERATION))
-    with pytest.raises(ValueError, match=r'by_epoch=True for reg, but IterBasedTrainLoop .* Write by_epoch=False.* 6\)'):
+    with pytest.raises(
+        ValueError, match=r'by_epoch=True for reg, but IterBasedTrainLoop .* Write by_epoch=False.* 6\)'
+    ):
         train(cfg, tmp_path / 'run')
 
 
-@pytest.mark.parametrize(('given', 'ends_at'), [(dict(begin=1, end=4), '0.2'), (dict(begin=5), '0.2'), (dict(end=3), '0.125')])
+@pytest.mark.parametrize(
+    ('given', 'ends_at'), [(dict(begin=1, end=4), '0.2'), (dict(begin=5), '0.2'), (dict(end=3), '0.125')]
+)
 def test_a_schedule_beyond_the_training_says_where_it_ends(tmp_path, data, given, ends_at):
     work_dir = train(without_validation(tiny_run(data, custom_hooks=[dict(SCHEDULE, **given)])), tmp_path / 'run')
     (warning,) = [line for line in warnings_of(work_dir) if 'AssignerScheduleHook' in line]
@@ -323,3 +336,168 @@ def test_the_hook_of_the_config_is_not_added_twice(tmp_path, data):
     cfg = without_validation(tiny_run(data, custom_hooks=[dict(type='uotod_mmdet.hooks.DatasetFitHook')]))
     (dumped,) = train(cfg, tmp_path / 'run').glob('*.py')
     assert dumped.read_text().count('DatasetFitHook') == 1
+
+
+LAZY = """
+from mmengine.config import read_base
+from mmengine.dataset import DefaultSampler
+from mmengine.hooks import CheckpointHook, LoggerHook
+from mmengine.runner import EpochBasedTrainLoop
+from mmdet.datasets import CocoDataset
+from mmdet.models.losses import GIoULoss
+from mmdet.models.task_modules import FocalLossCost, IoUCost
+
+with read_base():
+    from .base_config import *
+
+from uotod_mmdet.assigners import HungarianAssigner, UnbalancedSinkhornAssigner, WeightedSumAssigner
+from uotod_mmdet.costs import PriorCenterCost
+from uotod_mmdet.heads import GFLHead
+from uotod_mmdet.hooks import AssignerScheduleHook, DatasetFitHook
+from uotod_mmdet.losses import DistributionFocalLoss, QualityFocalLoss
+
+model.bbox_head.update(
+    type=GFLHead,
+    loss_cls=dict(type=QualityFocalLoss, use_sigmoid=True),
+    loss_dfl=dict(type=DistributionFocalLoss, loss_weight=0.25),
+    loss_bbox=dict(type=GIoULoss, loss_weight=2.0),
+)
+model.train_cfg.assigner = dict(
+    type=WeightedSumAssigner,
+    box_source='priors',
+    match_costs=[dict(type=IoUCost, iou_mode='giou'), dict(type=PriorCenterCost), dict(type=FocalLossCost)],
+    strategies=[dict(type=UnbalancedSinkhornAssigner, reg=0.1), dict(type=HungarianAssigner)],
+)
+custom_hooks = [dict(type=AssignerScheduleHook, param='reg', start=0.2, stop=0.05), dict(type=DatasetFitHook)]
+"""
+
+
+def write_config(way, data, folder):
+    """The config of a short run, written in one of the ways that mmengine reads; returns its path."""
+    cfg = without_validation(tiny_run(data, custom_hooks=[SCHEDULE]))
+    cfg.train_cfg.max_epochs = 1
+    cfg.default_hooks.checkpoint.save_optimizer = True
+    if way in ('py', 'json', 'yaml'):
+        cfg.dump(folder / f'config.{way}')
+        return folder / f'config.{way}'
+    cfg.dump(folder / 'base_config.py')
+    path = folder / 'config.py'
+    if way == 'base':
+        path.write_text("_base_ = './base_config.py'\nmodel = dict(train_cfg=dict(assigner=dict(reg=0.15)))\n")
+    elif way == 'lazy':
+        path.write_text(LAZY)
+    else:
+        text = (folder / 'base_config.py').read_text().replace("'uotod_mmdet.", "'")
+        path.write_text(f"{text}\ncustom_imports = dict(imports=['{way}'], allow_failed_imports=False)\n")
+    return path
+
+
+def classes_of(model):
+    """Names of the classes of all modules, of the assigner and of its costs."""
+    assigner = model.bbox_head.assigner
+    parts = [*model.modules(), assigner, *assigner.match_costs, *getattr(assigner, 'strategies', [])]
+    return [f'{type(part).__module__}.{type(part).__name__}' for part in parts]
+
+
+@pytest.mark.parametrize('way', ['py', 'base', 'json', 'yaml', 'lazy', 'uotod_mmdet'])
+def test_a_config_written_in_this_way_trains_and_its_dump_resumes(tmp_path, data, way):
+    path = write_config(way, data, tmp_path)
+    work_dir = tmp_path / 'run'
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(MODELS, '_module_dict', dict(MODELS.module_dict))
+        if way == 'uotod_mmdet':  # names that mmdet has, too, need the prefix
+            text = path.read_text()
+            for name in ('GFLHead', 'QualityFocalLoss', 'DistributionFocalLoss'):
+                text = text.replace(f"'{name}'", f"'uotod_mmdet.{name}'")
+            path.write_text(text)
+        call_tool('train.py', path, '--work-dir', work_dir)
+        dumped = work_dir / path.name
+        built, read_back = (MODELS.build(Config.fromfile(file).model) for file in (path, dumped))
+        assert classes_of(built) == classes_of(read_back)
+        ours = {name.rsplit('.', 1)[-1] for name in classes_of(built) if name.startswith('uotod_mmdet.')}
+        assert {'GFLHead', 'QualityFocalLoss', 'DistributionFocalLoss', 'PriorCenterCost'} <= ours
+        call_tool('train.py', dumped, '--work-dir', work_dir, '--resume', options=['train_cfg.max_epochs=2'])
+    assert [line['step'] for line in scalars(work_dir, 'loss')] == [1, 2, 3, 4, 5, 6]
+    values = [line['reg'] for line in scalars(work_dir, 'reg')]
+    np.testing.assert_allclose(values, [0.2] * 3 + [0.05] * 3)
+    epochs = [torch.load(work_dir / f'epoch_{epoch}.pth', weights_only=True) for epoch in (1, 2)]
+    before, after = (epoch['state_dict']['bbox_head.gfl_cls.weight'] for epoch in epochs)
+    assert not torch.equal(before, after)
+
+
+@pytest.mark.parametrize('scope', ['mmdet', None])
+@pytest.mark.parametrize('as_path', [False, True])
+def test_types_given_as_classes_or_as_their_paths_build_inside_our_constructors(scope, as_path):
+    def kind(cls):  # a Runner writes the paths of classes into its work folder
+        return f'{cls.__module__}.{cls.__qualname__}' if as_path else cls
+
+    costs = [dict(type=kind(mmdet_tasks.FocalLossCost)), dict(type=kind(mmdet_tasks.IoUCost), iou_mode='giou')]
+    strategies = [dict(type=kind(assigners.HungarianAssigner)), dict(type=kind(assigners.SoftMinAssigner))]
+    assigner = dict(type=kind(assigners.WeightedSumAssigner), match_costs=costs, strategies=strategies)
+    quality = dict(type=kind(losses.QualityFocalLoss), use_sigmoid=True)
+    boxes = [dict(type=mmdet_losses.L1Loss), dict(type=mmdet_losses.GIoULoss)]  # mmengine finds no paths of these
+    head = dict(
+        type=kind(heads.DETRHead),
+        num_classes=4,
+        embed_dims=8,
+        loss_cls=quality,
+        loss_bbox=boxes[0],
+        loss_iou=boxes[1],
+        train_cfg=dict(assigner=assigner),
+    )
+    criterion = dict(
+        type=kind(losses.DetectionLoss),
+        loss_cls=quality,
+        loss_bbox=boxes,
+        assigner=assigner,
+        bg_class_position='none',
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(DefaultScope, '_instance_dict', type(DefaultScope._instance_dict)())
+        if scope:
+            DefaultScope.get_instance('test', scope_name=scope)
+        for registry in (MODELS, uotod_mmdet.registry.MODELS):
+            for cfg in (head, criterion):
+                built = registry.build(copy.deepcopy(cfg))
+                assert type(built.loss_cls) is losses.QualityFocalLoss
+                assert [type(part) for part in built.assigner.strategies] == [
+                    assigners.HungarianAssigner,
+                    assigners.SoftMinAssigner,
+                ]
+                assert [type(cost) for cost in built.assigner.match_costs] == [
+                    mmdet_tasks.FocalLossCost,
+                    mmdet_tasks.IoUCost,
+                ]
+
+
+def test_each_class_of_ours_is_found_by_its_paths():
+    for registry in ('MODELS', 'TASK_UTILS', 'DATASETS', 'HOOKS'):
+        ours = getattr(uotod_mmdet.registry, registry)
+        for name, cls in ours.module_dict.items():
+            for path in (cls.__module__, cls.__module__.rsplit('.', 1)[0]):
+                assert ours.parent.get(f'{path}.{name}') is cls is ours.get(f'{path}.{name}')
+
+
+def test_init_detector_and_the_inferencer_find_what_was_trained(tmp_path, data):
+    cfg = without_validation(tiny_run(data))
+    cfg.train_cfg.max_epochs = 1
+    work_dir = train(cfg, tmp_path / 'run')
+    code = INFERENCE.format(config=next(work_dir.glob('*.py')), weights=work_dir / 'epoch_1.pth', image=data / '0.png')
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    counts = done.stdout.splitlines()[-1].split()
+    assert counts[0] == counts[1] == counts[2] != '0'
+
+
+INFERENCE = """
+from mmdet.apis import DetInferencer, inference_detector, init_detector
+
+detector = init_detector('{config}', '{weights}', device='cpu')
+found = inference_detector(detector, '{image}').pred_instances.bboxes
+import uotod_mmdet
+counts = [len(found)]
+for model in (None, '{config}'):
+    inferencer = DetInferencer(model, '{weights}', device='cpu', show_progress=False)
+    counts.append(len(inferencer('{image}', no_save_vis=True)['predictions'][0]['bboxes']))
+print(*counts)
+"""

@@ -287,7 +287,9 @@ def test_testing_finds_the_detections_and_the_ap_of_the_last_validation(space, t
 def parser_of(path):
     """The flags of a tool: what tells how each is given and what it means when left out."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(argparse.ArgumentParser, 'parse_args', lambda parser, *args: (_ for _ in ()).throw(Caught(parser)))
+        patch.setattr(
+            argparse.ArgumentParser, 'parse_args', lambda parser, *args: (_ for _ in ()).throw(Caught(parser))
+        )
         with pytest.raises(Caught) as caught:
             runpy.run_path(str(path))['parse_args']()
     return {
@@ -352,7 +354,11 @@ def test_test_time_augmentation_merges_an_image_with_its_mirror_image(space, tra
 
 
 def test_test_time_augmentation_of_the_config_is_taken(space, trained):
-    options = ['tta_model.type=DetTTAModel', 'tta_model.tta_cfg.nms.type=nms', 'tta_model.tta_cfg.nms.iou_threshold=0.5']
+    options = [
+        'tta_model.type=DetTTAModel',
+        'tta_model.tta_cfg.nms.type=nms',
+        'tta_model.tta_cfg.nms.iou_threshold=0.5',
+    ]
     found, _ = predictions(trained[0], space, '--tta', options=[*options, 'tta_model.tta_cfg.max_per_img=3'])
     assert [len(image['pred_instances']['bboxes']) for image in found] == [3] * 8
 
