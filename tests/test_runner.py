@@ -147,9 +147,7 @@ def test_iterations_are_counted_in_a_loop_of_epochs_where_the_schedule_says_so(t
 
 def test_a_schedule_by_epoch_in_a_loop_of_iterations_is_refused(tmp_path, data):
     cfg = without_validation(tiny_run(data, custom_hooks=[dict(SCHEDULE, by_epoch=True)], **BY_ITERATION))
-    with pytest.raises(
-        ValueError, match=r'by_epoch=True for reg, but IterBasedTrainLoop .* Write by_epoch=False.* 6\)'
-    ):
+    with pytest.raises(ValueError, match=r'by_epoch=True for reg, but IterBasedTrainLoop .* by_epoch=False.* 6\)'):
         train(cfg, tmp_path / 'run')
 
 
@@ -290,6 +288,12 @@ def test_a_data_set_without_usable_objects_stops_training(tmp_path, data, box, l
     changes = {'train_dataloader.dataset.ann_file': 'empty.json'}
     with pytest.raises(ValueError, match=f'holds no image with an object to learn.*{message}'):
         train(without_validation(tiny_run(data, **changes)), tmp_path / 'run')
+
+
+def test_fewer_images_than_a_batch_are_no_training(tmp_path, data):
+    cfg = without_validation(tiny_run(data, **{'train_dataloader.batch_size': 8, 'train_dataloader.drop_last': True}))
+    with pytest.raises(ValueError, match='6 images .* fewer than batch_size=8, and drop_last=True leaves no batch'):
+        train(cfg, tmp_path / 'run')
 
 
 def test_the_head_and_the_data_set_agree_on_the_number_of_classes(tmp_path, data):

@@ -36,7 +36,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--tta',
         action='store_true',
-        help="test-time augmentation: the config's tta_model and tta_pipeline, or both of the image and its mirror image",
+        help="test-time augmentation by the config's tta_model and tta_pipeline; default: image and mirror image",
     )
     args = parser.parse_args()
     if args.out is not None and not args.out.endswith(('.pkl', '.pickle')):

@@ -83,7 +83,8 @@ def build_train_loop(runner: Runner) -> None:
     mmengine fails on a data set without images before it calls any hook.
 
     Raises:
-        ValueError: If no annotation of the training set can be used; see :class:`~uotod_mmdet.hooks.DatasetFitHook`.
+        ValueError: If no annotation of the training set can be used (see :class:`~uotod_mmdet.hooks.DatasetFitHook`),
+            or its images do not fill a batch.
     """
     try:
         empty = len(runner.train_loop.dataloader) == 0
@@ -95,7 +96,12 @@ def build_train_loop(runner: Runner) -> None:
             raise explained from error
         raise
     if empty:
-        check_dataset(runner.train_loop.dataloader.dataset, runner)
+        dataset, loader = runner.train_loop.dataloader.dataset, runner.cfg.train_dataloader
+        check_dataset(dataset, runner)
+        raise ValueError(
+            f'The training set holds {len(dataset)} images, fewer than batch_size={loader.get("batch_size")}, and '
+            'drop_last=True leaves no batch: lower train_dataloader.batch_size or leave drop_last out.'
+        )
 
 
 def _unfiltered(dataset_cfg: dict) -> dict:
