@@ -61,7 +61,7 @@ def main() -> None:
     cfg = load_config(args)
     cfg.load_from = existing_file(args.checkpoint, 'checkpoint')
     cfg.resume = False  # a resumed run leaves True in the config that it writes into its work folder
-    add_custom_hook(cfg, type='uotod_mmdet.CheckpointFitHook')
+    add_custom_hook(cfg, type='uotod_mmdet.hooks.CheckpointFitHook')
     if args.show or args.show_dir:
         cfg = trigger_visualization_hook(cfg, args)
     if args.tta:

@@ -51,8 +51,8 @@ def main() -> None:
     if args.resume is not None:
         cfg.resume = True
         cfg.load_from = None if args.resume == 'auto' else existing_file(args.resume, '--resume')
-        add_custom_hook(cfg, type='uotod_mmdet.CheckpointFitHook')
-    add_custom_hook(cfg, type='uotod_mmdet.DatasetFitHook')
+        add_custom_hook(cfg, type='uotod_mmdet.hooks.CheckpointFitHook')
+    add_custom_hook(cfg, type='uotod_mmdet.hooks.DatasetFitHook')
 
     runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
     build_train_loop(runner)

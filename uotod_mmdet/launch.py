@@ -65,7 +65,10 @@ def existing_file(path: str, argument: str) -> str:
 
 
 def add_custom_hook(cfg: Config, **hook: object) -> None:
-    """Append a hook to ``custom_hooks`` of a config, unless one of this type is there."""
+    """Append a hook to ``custom_hooks`` of a config, unless one of this type is there.
+
+    Its type is best the path of the class, which is found in every default scope, None included.
+    """
     hooks = list(cfg.get('custom_hooks') or [])
     if not any(_class_name(present) == _class_name(hook) for present in hooks if isinstance(present, dict)):
         cfg.custom_hooks = [*hooks, hook]
