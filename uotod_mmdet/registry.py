@@ -6,6 +6,7 @@ reaches our classes after :func:`share_with_mmdet`, which ``import uotod_mmdet``
 
 import difflib
 import functools
+import importlib
 import inspect
 from typing import Any, Optional
 
@@ -51,6 +52,15 @@ def _did_you_mean(name: str, known: list[str]) -> str:
     return f'; did you mean {close[0]!r}?' if close else '.'
 
 
+def _class_at(path: str) -> Optional[type]:
+    """The class of this path; mmengine's own look-up fails where a function is named as its module is."""
+    module, _, name = path.rpartition('.')
+    try:
+        return getattr(importlib.import_module(module), name, None)
+    except ImportError:
+        return None
+
+
 class Registry(mmengine.registry.Registry):
     """A registry that answers a name or an argument it does not know with the ones it does."""
 
@@ -69,6 +79,9 @@ class Registry(mmengine.registry.Registry):
             found = super().get(key)
         except RuntimeError:
             found = None
+        if found is None and '.' in key:
+            # The path of a class, as mmengine writes it for a class in a config; a parent takes our scope off it.
+            found = _class_at(key) or _class_at(f'{self.scope}.{key}')
         if found is None:
             ours = sorted(self.module_dict)
             name = key.split('.')[-1]
