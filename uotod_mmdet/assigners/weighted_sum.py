@@ -44,15 +44,20 @@ class WeightedSumAssigner(TransportAssigner):
         if any('match_costs' in strategy for strategy in strategies):
             raise ValueError('strategies share the match_costs of WeightedSumAssigner: take theirs out')
         shared = dict(match_costs=match_costs, background=self.background, background_cost=self.background_cost)
-        self.strategies = [TASK_UTILS.build({**shared, **strategy}) for strategy in strategies]
-        for strategy in self.strategies:
-            if not isinstance(strategy, TransportAssigner):
-                raise TypeError(
-                    f'strategies must be assigners of uotod_mmdet, which have plans, got {type(strategy).__name__}: '
-                    "write type='uotod_mmdet....'"
-                )
+        self.strategies = [_build({**shared, **strategy}) for strategy in strategies]
         self.weights = [weight / sum(weights) for weight in weights] if normalize else weights
 
     def _plan(self, cost: Tensor, gt_mask: Tensor, gt_mass: Optional[Tensor], pred_mask: Tensor) -> Tensor:
         plans = (strategy.match(cost[:, :, :-1], gt_mask, gt_mass, pred_mask) for strategy in self.strategies)
         return sum(weight * plan for weight, plan in zip(self.weights, plans))
+
+
+def _build(config: dict) -> TransportAssigner:
+    hint = "strategies must be assigners of uotod_mmdet, which have plans: write type='uotod_mmdet....'"
+    try:
+        strategy = TASK_UTILS.build(config)
+    except TypeError as error:
+        raise TypeError(f'{config.get("type")}: {error} ({hint})') from error
+    if not isinstance(strategy, TransportAssigner):
+        raise TypeError(f'{hint}, got {type(strategy).__name__}')
+    return strategy
