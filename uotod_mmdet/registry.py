@@ -6,6 +6,7 @@ reaches our classes after :func:`share_with_mmdet`, which ``import uotod_mmdet``
 
 import difflib
 import functools
+import importlib
 import inspect
 import logging
 from typing import Any, Optional
@@ -79,6 +80,8 @@ class Registry(mmengine.registry.Registry):
             KeyError: If there is none; the message lists our names and the closest one.
         """
         found = _found(super(), key)
+        if found is None:
+            found = _at_path(key)
         if not callable(found):
             ours = sorted(self.module_dict)
             name = key.split('.')[-1]
@@ -114,6 +117,20 @@ class _Prefixed(mmengine.registry.Registry):
 
     def _search_child(self, scope: str) -> Optional[mmengine.registry.Registry]:
         return self._ours._search_child(scope)
+
+
+def _at_path(key: str) -> Any:
+    """What a module of ours, named in full, holds, as mmengine writes classes in configs; or None.
+
+    mmengine looks itself, but takes a function for the module of the same name (``losses.quality_focal_loss``).
+    """
+    module, _, name = key.rpartition('.')
+    if not module.startswith(f'{SCOPE}.'):
+        return None
+    try:
+        return getattr(importlib.import_module(module), name, None)
+    except ModuleNotFoundError:
+        return None
 
 
 def _found(registry: Any, key: str) -> Any:
