@@ -114,9 +114,11 @@ def make_batch(
         )
     if priors is not None and (box_source == 'priors' or 'bboxes' not in fields):
         bboxes = prior_boxes(priors)
-    gt_labels, gt_bboxes, gt_mask = _pad_ground_truths(labels, gt_instances, dtype)
+    gt_labels, gt_bboxes = _pad_ground_truths(labels, gt_instances, dtype)
     if bboxes is not None and gt_bboxes is not None:
         gt_mask = (gt_bboxes[..., 2:] > gt_bboxes[..., :2]).all(-1)
+    else:
+        gt_mask = _real(labels, gt_labels)
     if pred_mask is not None and (pred_mask.dtype != torch.bool or pred_mask.shape != (len(labels), num_preds)):
         raise ValueError(
             f'pred_mask must be bool of shape {(len(labels), num_preds)}, got {pred_mask.dtype} of shape '
@@ -164,19 +166,16 @@ def _stack(predictions: Union[Sequence[InstanceData], Mapping[str, Any]]) -> tup
 
 def _pad_ground_truths(
     labels: list[Tensor], gt_instances: Sequence[InstanceData], dtype: torch.dtype
-) -> tuple[Tensor, Optional[Tensor], Tensor]:
-    """Labels (B, M), boxes (B, M, 4) if all images have some of that form, and which ground truths are real (B, M)."""
+) -> tuple[Tensor, Optional[Tensor]]:
+    """Labels (B, M), and boxes (B, M, 4) if all images have some of that form."""
     if not labels:
-        return torch.zeros(0, 0, dtype=torch.long), torch.zeros(0, 0, 4, dtype=dtype), torch.zeros(0, 0).bool()
-    if all('bboxes' in gt for gt in gt_instances):
-        boxes = [as_tensor(gt.bboxes) for gt in gt_instances]
-        if all(box.shape[1:] == (4,) or not len(box) for box in boxes):
-            gt_labels, gt_bboxes, gt_mask = pad(
-                labels, [box.reshape(-1, 4) for box in boxes], [torch.ones_like(each).bool() for each in labels]
-            )
-            return gt_labels, gt_bboxes.to(dtype), gt_mask
-    gt_labels, gt_mask = pad(labels, [torch.ones_like(each).bool() for each in labels])
-    return gt_labels, None, gt_mask
+        return torch.zeros(0, 0, dtype=torch.long), torch.zeros(0, 0, 4, dtype=dtype)
+    boxes = [as_tensor(gt.bboxes) if 'bboxes' in gt else None for gt in gt_instances]
+    boxes = [box if box is None or len(box) else box.reshape(0, 4) for box in boxes]
+    if any(box is None or box.shape[1:] != (4,) for box in boxes):
+        return pad(labels)[0], None
+    gt_labels, gt_bboxes = pad(labels, boxes)
+    return gt_labels, gt_bboxes.to(dtype)
 
 
 def class_labels(gt_instances: Sequence[InstanceData]) -> list[Tensor]:
@@ -194,6 +193,9 @@ def class_labels(gt_instances: Sequence[InstanceData]) -> list[Tensor]:
                 f'gt_instances.labels of image {index} of the batch must be a tensor of integers, got '
                 f'{"none" if labels is None else type(labels).__name__}; gt_instances holds {sorted(gt.keys())}.'
             )
+        if labels.dtype == torch.int64 and labels.dim() == 1:
+            found.append(labels)
+            continue
         if len(labels) and (labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool):
             raise TypeError(
                 f'gt_instances.labels of image {index} of the batch must hold integers, one for each ground truth, got '
@@ -208,11 +210,15 @@ def class_labels(gt_instances: Sequence[InstanceData]) -> list[Tensor]:
     return found
 
 
+def _real(of_images: Sequence[Tensor], padded: Tensor) -> Tensor:
+    """False on padding, (B, M); M is the second size of ``padded``."""
+    places = torch.arange(padded.size(1), device=padded.device)
+    return places < to_device_of(places, [len(values) for values in of_images])[:, None]
+
+
 def pad(*fields: Sequence[Tensor]) -> list[Tensor]:
     """From what each image has, (M_i, ...), to (B, M, ...), zero where an image has less; torch pads one at a time."""
-    counts = [len(values) for values in fields[0]]
-    places = torch.arange(max(counts), device=fields[0][0].device)
-    real = places < to_device_of(places, counts)[:, None]
+    real = _real(fields[0], torch.empty(0, max(map(len, fields[0])), device=fields[0][0].device))
     padded = []
     for field in fields:
         values = torch.cat(list(field))
