@@ -143,10 +143,10 @@ CASES = [
     (name, argument, value)
     for name, arguments, values in (
         (SINKHORN, ('num_iter', 'topq'), (10.5, 0, -1, NAN, INF, 1e30)),
-        (SINKHORN, ('reg', 'reg_dimless', 'tol', 'gt_mass'), (0, -1.0, NAN, INF, -INF)),
+        (SINKHORN, ('reg', 'reg_dimless', 'tol', 'gt_mass'), (0, -1.0, NAN, INF, -INF, 1e-300, 1e39)),
         (SINKHORN, ('reg_pred', 'reg_target'), (-1.0, NAN, -INF)),
-        *((strategy, ('background_cost', 'ignore_iof_thr'), (NAN, INF)) for strategy in STRATEGIES),
-        ('SoftMinAssigner', ('reg', 'background_weight'), (-1, NAN, INF)),
+        *((strategy, ('background_cost', 'ignore_iof_thr'), (NAN, INF, -1e39, 1e300)) for strategy in STRATEGIES),
+        ('SoftMinAssigner', ('reg', 'background_weight'), (-1, NAN, INF, 1e-300, 1e300)),
         ('ClosestPredictionAssigner', ('threshold',), (NAN,)),
         ('OTAAssigner', ('cls_weight', 'iou_weight', 'center_cost'), (-1, NAN, INF)),
         ('OTAAssigner', ('center_radius',), (0, NAN)),

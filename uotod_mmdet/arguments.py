@@ -9,6 +9,9 @@ from torch import Tensor
 LARGEST = 2**31 - 1
 """Largest whole number that is taken, for a number of iterations, say."""
 
+SIZES = 1e-30, 1e30
+"""Least and largest size of other numbers, well inside what single precision holds."""
+
 
 def number(
     name: str,
@@ -50,6 +53,8 @@ def number(
     if math.isnan(value) or (math.isinf(value) and not infinite):
         raise ValueError(f'{name} must be {"a number" if infinite else "finite"}{hint}, got {given}')
     if not whole:
+        if value and not math.isinf(value) and not SIZES[0] <= abs(value) <= SIZES[1]:
+            raise ValueError(f'{name} must be 0 or of a size between {SIZES[0]} and {SIZES[1]}{hint}, got {given}')
         return float(value)
     if value != int(value) or abs(value) > LARGEST:
         raise ValueError(f'{name} must be a whole number of at most {LARGEST}, got {given}')
