@@ -68,6 +68,19 @@ def test_masks_are_matched_as_by_mmdets_hungarian_assigner(num_gts):
     assert found.max_overlaps is None and expected.max_overlaps is None
 
 
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+def test_masks_in_half_precision_are_matched_in_float32(dtype):
+    pred, gt = masks()
+    half = InstanceData(scores=pred.scores.to(dtype), masks=pred.masks.to(dtype))
+    rounded = InstanceData(scores=half.scores.float(), masks=half.masks.float())
+    assigner = build('HungarianAssigner', match_costs=MASK_COSTS)
+    with torch.autocast('cpu', torch.bfloat16, enabled=dtype == torch.bfloat16):
+        cost = batch_cost(assigner.match_costs, make_batch([half], [gt]))
+        assert torch.equal(assigner.assign(half, gt).gt_inds, assigner.assign(rounded, gt).gt_inds)
+    assert cost.dtype == torch.float32
+    assert torch.equal(cost, batch_cost(assigner.match_costs, make_batch([rounded], [gt])))
+
+
 @pytest.mark.parametrize('name', ASSIGNERS)
 def test_every_strategy_matches_masks_by_the_sum_of_mmdets_costs(name):
     images = [masks(num_gts=count, seed=count) for count in (3, 0, 5)]

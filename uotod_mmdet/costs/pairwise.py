@@ -115,6 +115,8 @@ def make_batch(
     if priors is not None and (box_source == 'priors' or 'bboxes' not in fields):
         bboxes = prior_boxes(priors)
     gt_labels, gt_bboxes = _pad_ground_truths(labels, gt_instances, dtype)
+    if not labels and fields:
+        gt_labels, gt_bboxes = (values.to(next(iter(fields.values())).device) for values in (gt_labels, gt_bboxes))
     if bboxes is not None and gt_bboxes is not None:
         gt_mask = (gt_bboxes[..., 2:] > gt_bboxes[..., :2]).all(-1)
     else:
@@ -147,7 +149,7 @@ def _stack(predictions: Union[Sequence[InstanceData], Mapping[str, Any]]) -> tup
     """N, the widest dtype of the predictions, at least float32, and the fields that the batched costs read, stacked."""
     if isinstance(predictions, Mapping):
         values = {name: as_tensor(value) for name, value in predictions.items()}
-        num_preds = next((value.size(1) for value in values.values()), 0)
+        num_preds = next((value.size(1) for value in values.values() if isinstance(value, Tensor)), 0)
         fields = {name: values[name] for name in STACKED if values.get(name) is not None}
     else:
         counts = sorted({len(pred) for pred in predictions})
@@ -383,8 +385,11 @@ def _one_image_at_a_time(match_cost: Any, batch: Batch) -> Tensor:
 
 
 def _with(instances: InstanceData, values: dict[str, Tensor]) -> InstanceData:
-    """The instances with plain boxes and int64 labels; boxes that are not horizontal stay for costs that read them."""
+    """The instances with ``values`` and without half precision; boxes that are not horizontal stay for their costs."""
     fields = dict(instances.items())
+    for name, value in fields.items():
+        if isinstance(value, Tensor) and value.dtype in (torch.float16, torch.bfloat16):
+            fields[name] = value.float()  # autocast is off
     for name, value in values.items():
         if not isinstance(fields.get(name), BaseBoxes) or isinstance(fields[name], HorizontalBoxes):
             fields[name] = value
