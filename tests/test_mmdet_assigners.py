@@ -162,7 +162,7 @@ def test_float_labels_are_named():
     model = head_with('DETRHead', dict(type='HungarianAssigner', match_costs=COSTS))
     gts, ignored, metas = ground_truths(0, with_ignored=False)
     gts[0].labels = gts[0].labels.float()
-    with pytest.raises(TypeError, match='gt_instances.labels must be integers.* got torch.float32'):
+    with pytest.raises(TypeError, match='gt_instances.labels of image 0 .* must hold integers.* got torch.float32'):
         losses(model, gts, ignored, metas)
 
 

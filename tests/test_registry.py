@@ -160,7 +160,7 @@ def test_our_prefix_works_from_every_default_scope(scope, project):
             dict(
                 type='uotod_mmdet.DetectionLoss',
                 loss_cls=dict(type='FocalLoss'),
-                loss_bbox=[dict(type='GIoULoss'), dict(type='uotod_mmdet.QualityFocalLoss')],
+                loss_bbox=[dict(type='GIoULoss'), dict(type='mmdet.L1Loss')],
                 assigner=dict(type='uotod_mmdet.HungarianAssigner', match_costs=dict(type='IoUCost')),
                 bg_class_position='none',
             )

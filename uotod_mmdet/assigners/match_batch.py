@@ -87,7 +87,7 @@ def match_batch(assigner: Any, batch: Batch, num_level_priors: Optional[Sequence
     Raises:
         ValueError: If the assigner answers with another shape, or reads what there is not.
     """
-    shape = (*batch.bboxes.shape[:2], batch.gt_labels.size(1) + 1)
+    shape = (*batch.shape[:2], batch.shape[2] + 1)
     if isinstance(assigner, TransportAssigner):
         plan = assigner.plan(batch)[1]
         if plan.shape != shape:
@@ -98,14 +98,16 @@ def match_batch(assigner: Any, batch: Batch, num_level_priors: Optional[Sequence
             )
         return plan
     check_assigner(assigner, _kind_of_priors(batch, assigner))
-    plan = batch.bboxes.new_zeros(shape)
+    plan = torch.zeros(shape, dtype=batch.dtype, device=batch.device)
     for index, gts in enumerate(batch.gt_instances):
         # Tensors of one dtype, whatever box types and dtypes the data set has.
-        boxes, labels = batch.gt_bboxes[index, : len(gts)], batch.gt_labels[index, : len(gts)]
-        gts = InstanceData(**{**dict(gts.items()), 'bboxes': boxes, 'labels': labels})
+        plain = dict(gts.items(), labels=batch.gt_labels[index, : len(gts)])
+        if batch.gt_bboxes is not None:
+            plain['bboxes'] = batch.gt_bboxes[index, : len(gts)]
+        gts = InstanceData(**plain)
         ignored = batch.gt_instances_ignore[index]
         if ignored is not None:
-            ignored = InstanceData(**{**dict(ignored.items()), 'bboxes': as_tensor(ignored.bboxes).to(boxes)})
+            ignored = InstanceData(**{**dict(ignored.items()), 'bboxes': as_tensor(ignored.bboxes).to(plan)})
         predictions = batch.pred_instances(index)
         inside = torch.arange(shape[1], device=plan.device)
         if batch.pred_mask is not None:
