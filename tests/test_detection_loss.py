@@ -6,11 +6,14 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from mmdet.structures.bbox import HorizontalBoxes
 from mmengine.structures import InstanceData
 
 from uotod_mmdet.assigners import match_batch
 from uotod_mmdet.costs import make_batch
-from uotod_mmdet.losses.pairs import MIN_WEIGHT, expand
+from uotod_mmdet.losses.box_losses import box_losses
+from uotod_mmdet.losses.checks import box_limit
+from uotod_mmdet.losses.pairs import MIN_WEIGHT, expand, pair_losses
 from uotod_mmdet.registry import MODELS, TASK_UTILS
 
 B, N, M, CLASSES = 3, 14, 4, 5
@@ -380,7 +383,7 @@ def test_a_class_count_that_does_not_fit_the_background_is_named():
     with pytest.raises(ValueError, match='1 column.*no class beside the background'):
         build('CrossEntropyLoss', 'last')(one_column, case['target'])
     weighted = build(dict(type='CrossEntropyLoss', class_weight=[1.0] * CLASSES), 'last')
-    with pytest.raises(ValueError, match='class_weight of CrossEntropyLoss holds 5 numbers, but pred_logits has 6'):
+    with pytest.raises(ValueError, match='class_weight of CrossEntropyLoss holds 5 .*the scores have 6 columns'):
         weighted(case['input'], case['target'])
 
 
@@ -431,6 +434,140 @@ def test_nan_is_named_before_the_solver_runs(name):
     case['input'][name][0, 2] = float('nan')
     with pytest.raises(ValueError, match=f'{name} holds . NaN or infinite'):
         module(case['input'], case['target'])
+
+
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+@pytest.mark.parametrize('loss_cls', ['CrossEntropyLoss', 'FocalLoss', 'QualityFocalLoss', 'VarifocalLoss'])
+@pytest.mark.parametrize('logits, boxes', [pair for pair in itertools.permutations(DTYPES, 2)])
+def test_mixed_dtypes_are_computed_in_the_wider_and_each_gradient_has_its_own(loss_cls, logits, boxes):
+    position = 'last' if loss_cls == 'CrossEntropyLoss' else 'none'
+    case = random_case(14, position)
+    module = build(loss_cls, position, assigner=ASSIGNERS[2])
+    given = dict(pred_logits=case['input']['pred_logits'].to(logits), pred_boxes=case['input']['pred_boxes'].to(boxes))
+    leaves = [leaf.requires_grad_() for leaf in given.values()]
+    loss = module(given, case['target'])
+    wide = torch.promote_types(torch.promote_types(logits, boxes), torch.float32)
+    assert loss.dtype == wide
+    gradients = torch.autograd.grad(loss, leaves)
+    assert [gradient.dtype for gradient in gradients] == [logits, boxes]
+    exact = [leaf.detach().double().requires_grad_() for leaf in leaves]
+    expected = module(dict(pred_logits=exact[0], pred_boxes=exact[1]), case['target'])
+    torch.testing.assert_close(loss.double(), expected, rtol=1e-4, atol=1e-5)
+    for found, right in zip(gradients, torch.autograd.grad(expected, exact)):
+        close = dict(rtol=1e-4, atol=1e-5) if torch.finfo(found.dtype).bits > 16 else dict(rtol=0.02, atol=1e-3)
+        torch.testing.assert_close(found.double(), right, **close)
+
+
+@pytest.mark.parametrize('labels', [torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64])
+@pytest.mark.parametrize('boxes', [torch.int32, torch.int64, torch.float16, torch.float32, torch.float64])
+def test_targets_of_every_dtype_and_box_type_are_the_same_targets(labels, boxes):
+    case = random_case(15, 'last')
+    pred = dict(case['input'], pred_boxes=(case['input']['pred_boxes'] * 100).requires_grad_())
+    target = dict(case['target'], boxes=(case['target']['boxes'] * 100).round())
+    anchors = case['anchors'] * 100
+    module = build('CrossEntropyLoss', 'last', assigner=dict(ASSIGNERS[1], box_source='priors'))
+    expected = module(pred, target, anchors)
+    given = dict(target, labels=target['labels'].to(labels), boxes=target['boxes'].to(boxes))
+    torch.testing.assert_close(module(pred, given, anchors), expected)
+    typed = dict(pred, pred_boxes=HorizontalBoxes(pred['pred_boxes']))
+    given['boxes'] = HorizontalBoxes(given['boxes'], dtype=boxes)
+    torch.testing.assert_close(module(typed, given, HorizontalBoxes(anchors)), expected)
+    as_list = [
+        InstanceData(labels=label[real], bboxes=HorizontalBoxes(box[real], dtype=boxes))
+        for label, box, real in zip(given['labels'], given['boxes'].tensor, target['mask'])
+    ]
+    assert not len(as_list[1])
+    as_list[1] = InstanceData(labels=torch.zeros(0), bboxes=torch.zeros(0, 4))  # torch's default dtype
+    torch.testing.assert_close(module(pred, as_list, anchors), expected)
+
+
+@pytest.mark.parametrize(
+    'loss_bbox',
+    ['L1Loss', 'SmoothL1Loss', 'IoULoss', 'GIoULoss', 'DIoULoss', 'CIoULoss', 'EIoULoss', 'BoundedIoULoss'],
+)
+@pytest.mark.parametrize('dtype, size', [(torch.float32, 1e30), (torch.float32, 1e10), (torch.float64, 1e100)])
+@pytest.mark.parametrize('which', ['pred_boxes', 'target boxes'])
+def test_boxes_whose_areas_overflow_are_named(which, dtype, size, loss_bbox):
+    case = random_case(16, 'none')
+    case['target']['mask'][0] = True
+    case['input'] = {name: value.to(dtype) for name, value in case['input'].items()}
+    case['target']['boxes'] = case['target']['boxes'].to(dtype)
+    (case['input']['pred_boxes'] if which == 'pred_boxes' else case['target']['boxes'])[0, 1, 2:] = size
+    module = build(loss_bbox=dict(type=loss_bbox))
+    with pytest.raises(ValueError, match=f'DetectionLoss: {which} lies in .* beyond .* overflow in {dtype}'):
+        module(case['input'], case['target'])
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float64])
+@pytest.mark.parametrize('loss_bbox', ['L1Loss', 'GIoULoss', 'DIoULoss', 'CIoULoss', 'EIoULoss'])
+def test_the_largest_legal_boxes_have_a_finite_loss_and_gradient(loss_bbox, dtype):
+    case = random_case(17, 'none')
+    limit = box_limit(dtype) * 0.99
+    boxes = random_boxes(B, N, generator=torch.Generator().manual_seed(0)).to(dtype) * limit
+    pred = dict(pred_logits=case['input']['pred_logits'].to(dtype), pred_boxes=boxes.requires_grad_())
+    assigner = dict(type='uotod_mmdet.HungarianAssigner', match_costs=dict(type='FocalLossCost'))
+    loss = build(loss_bbox=dict(type=loss_bbox), assigner=assigner)(pred, case['target'])
+    assert loss.isfinite() and torch.autograd.grad(loss, boxes)[0].isfinite().all()
+
+
+BOX_LOSSES = (  # without CIoULoss: its factor alpha is a constant to mmdet's autograd, not to differences
+    *('BalancedL1Loss', 'BoundedIoULoss', 'DIoULoss', 'EIoULoss', 'GIoULoss', 'IoULoss', 'L1Loss'),
+    *('MSELoss', 'SIoULoss', 'SmoothL1Loss'),
+)
+
+
+@pytest.mark.parametrize('loss_bbox', BOX_LOSSES)
+def test_gradcheck_of_each_box_loss(loss_bbox):
+    case = random_case(18, 'none', batch=1, num_preds=5, num_gts=3)
+    case['target']['mask'][:] = True
+    plan = torch.rand(1, 5, 4, dtype=torch.float64)
+    module = with_plan(build(loss_bbox=dict(type=loss_bbox), min_weight=0), plan)
+    boxes = case['input']['pred_boxes'].requires_grad_()
+
+    def loss(pred_boxes):
+        return module(dict(pred_logits=case['input']['pred_logits'], pred_boxes=pred_boxes), case['target'])
+
+    assert torch.autograd.gradcheck(loss, [boxes])
+
+
+@pytest.mark.parametrize('size', [1e-6, 1e-3, 1, 1e4])
+@pytest.mark.parametrize('way', ['pair_losses', 'box_losses'])
+@pytest.mark.parametrize('loss', ['L1Loss', 'SmoothL1Loss', 'GIoULoss', 'DIoULoss', 'EIoULoss'])
+def test_gradcheck_of_box_losses_on_pairs_of_every_size(loss, way, size):
+    generator = torch.Generator().manual_seed(1)
+    boxes, gts = (random_boxes(n, generator=generator) * size for n in (6, 3))
+    weight = torch.rand(1, 6, 4, generator=generator, dtype=torch.float64)
+    pairs = expand(weight, 0)
+    module = MODELS.build(dict(type=loss))
+
+    def losses(b):
+        if way == 'box_losses':
+            return box_losses(module, b, gts, pairs)
+        return pair_losses(module, b[pairs.rows], gts[pairs.gts], pairs.weight)
+
+    unit = boxes / size
+    assert torch.autograd.gradcheck(lambda u: losses(u * size), [unit.requires_grad_()], atol=1e-6)
+
+
+def test_class_weights_and_losses_that_do_not_fit_are_refused_when_built():
+    with pytest.raises(ValueError, match='class_weight of CrossEntropyLoss holds 1 number'):
+        build(dict(type='CrossEntropyLoss', class_weight=2.0), 'last')
+    for loss_cls in ('GHMC', 'EQLV2Loss'):
+        with pytest.raises(
+            ValueError, match=f'DetectionLoss: a plan cannot weigh loss_cls={loss_cls}.*Losses that fit'
+        ):
+            build(loss_cls)
+    with pytest.raises(ValueError, match='DetectionLoss: a plan cannot weigh loss_bbox=GHMR.*Losses that fit'):
+        build(loss_bbox=[dict(type='L1Loss'), dict(type='GHMR')])
+    case = random_case(19, 'none')
+    one, each = (dict(type='CrossEntropyLoss', use_sigmoid=True, class_weight=w) for w in (2.0, [2.0] * CLASSES))
+    torch.testing.assert_close(build(one)(**arguments(case)), build(each)(**arguments(case)))
+
+
+def arguments(case: dict) -> dict:
+    return dict(input=case['input'], target=case['target'])
 
 
 def test_the_example_of_the_readme_runs():

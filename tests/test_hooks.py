@@ -1,4 +1,4 @@
-"""AssignerScheduleHook; that a resumed run has the right values is in test_tools.py."""
+"""AssignerScheduleHook; real runs with it, resumed ones too, are in test_runner.py and test_tools.py."""
 
 import math
 from types import SimpleNamespace
@@ -25,6 +25,7 @@ def runner_of(assigner, epoch=0, iteration=0):
         iter=iteration,
         max_epochs=12,
         max_iters=1200,
+        train_loop=None,  # any but one that counts iterations; real loops are in test_runner.py
         message_hub=MessageHub.get_instance('test_hooks'),
     )
 
@@ -64,6 +65,16 @@ def test_strategies_inside_a_weighted_sum_are_found():
     runner.epoch = 11
     schedule.before_train_iter(runner, 0)
     assert runner.model.bbox_head.assigner.strategies[0].reg_target == 10.0
+
+
+def test_a_hook_used_again_follows_the_new_training():
+    schedule, runner = hook(), runner_of(SINKHORN)
+    for epochs in (12, 20):
+        runner.max_epochs = epochs
+        schedule.before_train(runner)
+        assert schedule.value(epochs - 1) == pytest.approx(0.01)
+        assert schedule.value(epochs - 2) > 0.02
+    assert schedule.end is None
 
 
 def test_bad_arguments_are_named():

@@ -1,6 +1,7 @@
 """Our heads: with a plan of zeros and ones they are mmdet's; with a soft one they train."""
 
 import copy
+import functools
 import socket
 
 import pytest
@@ -31,11 +32,16 @@ IMAGE = 320
 SIZES = [(320, 320), (250, 320), (320, 200)]  # height and width of each image; the rest is padding
 
 
+@functools.lru_cache
+def model_config(head: str) -> dict:
+    return get_config(CONFIGS[head]).model
+
+
 def head_config(head: str, **changes) -> dict:
     """mmdet's own config of a head, ``train_cfg`` included, as a Config dict."""
-    model = get_config(CONFIGS[head]).model
+    model = copy.deepcopy(model_config(head))
     init_default_scope('mmdet')
-    cfg = copy.deepcopy(model.bbox_head)
+    cfg = model.bbox_head
     cfg.num_classes = NUM_CLASSES
     cfg.train_cfg = model.train_cfg
     cfg.test_cfg = model.test_cfg
@@ -296,9 +302,8 @@ def test_bad_configs_are_named():
         soft('GFLHead', min_weight=-1)
     train_cfg = head_config('GFLHead').train_cfg
     train_cfg.assigner = dict(type='SimOTAAssigner')
-    model = MODELS.build({**head_config('GFLHead', train_cfg=train_cfg), 'type': 'uotod_mmdet.GFLHead'})
     with pytest.raises(ValueError, match='SimOTAAssigner reads priors as points.*OTAAssigner'):
-        soft_losses(model)
+        MODELS.build({**head_config('GFLHead', train_cfg=train_cfg), 'type': 'uotod_mmdet.GFLHead'})
 
 
 @pytest.mark.parametrize('head', CONFIGS)
@@ -438,3 +443,67 @@ def test_giou_of_pairs_is_mmdets(dtype):
     expected, found = (torch.autograd.grad((values * weights).sum(), leaf)[0] for values in (stock, ours))
     different = ((expected - found).abs() > exact['atol'] + exact['rtol'] * expected.abs()).any(1).nonzero()[:, 0]
     assert different.tolist() == []
+
+
+@pytest.mark.parametrize('head', CONFIGS)
+def test_absurd_boxes_are_named(head):
+    model = soft(head)
+    gts, _, metas = ground_truths(0, with_ignored=False)
+    gts[0].bboxes[0, 2:] = 1e30
+    with pytest.raises(ValueError, match=f'{head}: gt_bboxes lies in .*overflow in torch.float32|ost is not finite'):
+        if head in DENSE:
+            outputs = dense_outputs(model, 0)
+            model.loss_by_feat(*outputs, gts, metas)
+        else:
+            scores, boxes = detr_outputs(model.cls_out_channels, 0)
+            model._layer_losses(scores, boxes.sigmoid(), gts, metas)
+
+
+@pytest.fixture
+def logged(monkeypatch):
+    messages = []
+    for module in ('losses.pairs', 'heads.gfl_head'):
+        monkeypatch.setattr(f'uotod_mmdet.{module}.print_log', lambda message, **kwargs: messages.append(message))
+    return messages
+
+
+@pytest.mark.parametrize('head', ['GFLHead', 'RetinaHead', 'DETRHead', 'DINOHead'])
+def test_a_plan_that_teaches_everything_to_everyone_is_told_once(head, logged):
+    model = soft(head)
+    model.assigner.reg = 50
+    for _ in range(2):
+        losses = soft_losses(model)
+    (message,) = (message for message in logged if 'so soft that it teaches everything to everyone' in message)
+    assert 'Lower reg (now reg=50' in message
+    assert all(torch.isfinite(value).all() for value in losses.values())
+
+
+@pytest.mark.parametrize('gt_mass', [9, 'dynamic_k'])
+@pytest.mark.parametrize('reg', [0.01, 0.05])
+@pytest.mark.parametrize('head', ['GFLHead', 'DETRHead'])
+def test_plans_of_usual_softness_are_not_told(head, reg, gt_mass, logged):
+    model = soft(head)
+    model.assigner.reg = reg
+    if head in DENSE:
+        model.assigner.gt_mass = gt_mass
+    soft_losses(model)
+    assert not [message for message in logged if 'soft' in message]
+
+
+def test_a_reg_max_that_cuts_boxes_is_told_once_and_the_losses_stay_mmdets(logged):
+    changes = dict(reg_max=2, train_cfg=head_config('GFLHead').train_cfg)
+    stock = MODELS.build(head_config('GFLHead', **changes))
+    ours = MODELS.build({**head_config('GFLHead', **changes), 'type': 'uotod_mmdet.GFLHead'})
+    gts, _, metas = ground_truths(0, with_ignored=False)
+    outputs = dense_outputs(stock, 0)
+    expected = stock.loss_by_feat(*outputs, gts, metas)
+    for _ in range(2):
+        losses = ours.loss_by_feat(*outputs, gts, metas)
+    assert_same_losses(expected, losses, [level for maps in outputs for level in maps])
+    (message,) = logged
+    assert ' % of the distances' in message and 'above reg_max=2 strides' in message and 'set reg_max=' in message
+    enough = int(message.split('set reg_max=')[1].split()[0])
+    MODELS.build({**head_config('GFLHead', reg_max=enough), 'type': 'uotod_mmdet.GFLHead'})
+    logged.clear()
+    soft_losses(soft('GFLHead', reg_max=enough))
+    assert not logged

@@ -323,7 +323,7 @@ def test_a_batch_without_any_ground_truth_is_all_background(name):
         ('SoftMinTarget', dict(source='gt'), "source must be one of .* got 'gt'"),
         ('SoftMinTarget', dict(reg=0.0), 'reg must be positive'),
         ('SoftMinTarget', dict(background_weight=-1.0), 'background_weight must be >= 0'),
-        ('WeightedSum', dict(weights=[1.0, -1.0]), 'weights must be >= 0'),
+        ('WeightedSum', dict(weights=[1.0, -1.0]), r'weights\[1\] must be >= 0'),
         ('WeightedSum', dict(weights=[1.0]), 'weights must hold one number for each strategy'),
         ('WeightedSum', dict(strategies=[dict(type='uotod_mmdet.HungarianAssigner', match_costs=COSTS)]), 'weights'),
         ('OTA', dict(iou_weight=-1.0), 'iou_weight must be >= 0'),

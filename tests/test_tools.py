@@ -1,11 +1,13 @@
 """tools/: real runs on tiny data of training, testing, resuming, several processes, and showing a run."""
 
+import argparse
 import contextlib
 import io
 import itertools
 import json
 import math
 import os
+import pickle
 import runpy
 import shutil
 import signal
@@ -16,13 +18,16 @@ import time
 from pathlib import Path
 
 import cv2
+import mmdet
 import numpy as np
 import pytest
 import torch
+from mmcv.ops import batched_nms
+from mmengine.config import Config
 from mmengine.logging.history_buffer import HistoryBuffer
 from packaging.version import Version
 
-from uotod_mmdet.datasets.color_boxes import make_color_boxes
+from uotod_mmdet.datasets.color_boxes import WIDTH, make_color_boxes
 
 ROOT = Path(__file__).resolve().parent.parent
 TOOLS = ROOT / 'tools'
@@ -131,7 +136,8 @@ def space(tmp_path_factory):
 
 def environment(space):
     # One thread a process: two cores share two processes, and sums come out the same in each run.
-    own = dict(OMP_NUM_THREADS='1', CUDA_VISIBLE_DEVICES='', PYTHON=sys.executable, PYTHONPATH=str(space))
+    path = os.pathsep.join(filter(None, [str(space), os.environ.get('PYTHONPATH')]))
+    own = dict(OMP_NUM_THREADS='1', CUDA_VISIBLE_DEVICES='', PYTHON=sys.executable, PYTHONPATH=path)
     return {**os.environ, **own}
 
 
@@ -276,6 +282,97 @@ def test_testing_finds_the_detections_and_the_ap_of_the_last_validation(space, t
     assert detections == json.loads((work_dir / 'last_val.bbox.json').read_text())
     last = scalars(work_dir, 'coco/bbox_mAP')[-1]
     assert {name: metrics_of(out)[name] for name in METRICS} == {name: last[name] for name in METRICS}
+
+
+def parser_of(path):
+    """The flags of a tool: what tells how each is given and what it means when left out."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            argparse.ArgumentParser, 'parse_args', lambda parser, *args: (_ for _ in ()).throw(Caught(parser))
+        )
+        with pytest.raises(Caught) as caught:
+            runpy.run_path(str(path))['parse_args']()
+    return {
+        tuple(action.option_strings) or action.dest: (
+            type(action).__name__,
+            action.dest,
+            action.nargs,
+            action.const,
+            action.default,
+            action.choices,
+            action.required,
+        )
+        for action in caught.value.args[0]._actions
+    }
+
+
+class Caught(Exception):
+    pass
+
+
+@pytest.mark.parametrize('tool', ['train.py', 'test.py'])
+def test_each_flag_of_mmdets_tool_is_taken_in_its_form(tool):
+    theirs = Path(mmdet.__file__).parent / '.mim' / 'tools' / tool
+    if not theirs.is_file():
+        pytest.skip('this mmdet was installed without its tools')
+    assert parser_of(TOOLS / tool) == parser_of(theirs)
+
+
+def predictions(work_dir, space, *flags, options=()):
+    """What tools/test.py writes about the validation images of the trained run, and the AP it reports."""
+    out = space / f'out{next(run_number)}'
+    checkpoint = work_dir / 'epoch_2.pth'
+    flags = [work_dir / 'mini.py', checkpoint, '--work-dir', out, '--out', out / 'found.pkl', *flags]
+    call_tool('test.py', *flags, options=options)
+    return pickle.loads((out / 'found.pkl').read_bytes()), metrics_of(out)
+
+
+def test_test_time_augmentation_merges_an_image_with_its_mirror_image(space, trained):
+    alone, _ = predictions(trained[0], space)
+    augmented, metrics = predictions(trained[0], space, '--tta')
+    assert metrics['coco/bbox_mAP'] >= 0
+    cfg = Config.fromfile(trained[0] / 'mini.py')
+    pipeline = cfg.test_dataloader.dataset.pipeline
+    pipeline.insert(len(pipeline) - 1, dict(type='RandomFlip', prob=1.0))
+    cfg.dump(space / 'mirrored.py')
+    checkpoint = trained[0] / 'epoch_2.pth'
+    out = space / 'mirrored'
+    call_tool('test.py', space / 'mirrored.py', checkpoint, '--work-dir', out, '--out', out / 'found.pkl')
+    mirrored = pickle.loads((out / 'found.pkl').read_bytes())
+    assert len(augmented) == len(alone) == len(mirrored) == 8
+    for one, other, merged in zip(alone, mirrored, augmented):
+        one, other, merged = one['pred_instances'], other['pred_instances'], merged['pred_instances']
+        back = other['bboxes'].clone()
+        back[:, [0, 2]] = WIDTH - back[:, [2, 0]]
+        boxes = torch.cat([back, one['bboxes']])
+        scores = torch.cat([other['scores'], one['scores']])
+        labels = torch.cat([other['labels'], one['labels']])
+        found, kept = batched_nms(boxes, scores, labels, dict(type='nms', iou_threshold=0.5))
+        torch.testing.assert_close(merged['bboxes'], found[:100, :4], rtol=0, atol=1e-3)
+        torch.testing.assert_close(merged['scores'], found[:100, 4])
+        assert torch.equal(merged['labels'], labels[kept][:100])
+
+
+def test_test_time_augmentation_of_the_config_is_taken(space, trained):
+    options = [
+        'tta_model.type=DetTTAModel',
+        'tta_model.tta_cfg.nms.type=nms',
+        'tta_model.tta_cfg.nms.iou_threshold=0.5',
+    ]
+    found, _ = predictions(trained[0], space, '--tta', options=[*options, 'tta_model.tta_cfg.max_per_img=3'])
+    assert [len(image['pred_instances']['bboxes']) for image in found] == [3] * 8
+
+
+@pytest.mark.parametrize('tool', ['train.py', 'test.py'])
+def test_a_missing_file_is_named_before_anything_is_built(space, tmp_path, tool):
+    rest = ['nowhere.pth'] if tool == 'test.py' else ['--resume', 'nowhere.pth']
+    name = 'checkpoint' if tool == 'test.py' else '--resume'
+    with pytest.raises(SystemExit, match='^config: nowhere.py is not there; give a file.$'):
+        call_tool(tool, 'nowhere.py', *rest)
+    with pytest.raises(SystemExit, match='^config: .* is a folder; give a file.$'):
+        call_tool(tool, tmp_path, *rest)
+    with pytest.raises(SystemExit, match=f'^{name}: nowhere.pth is not there; give a file.$'):
+        call_tool(tool, space / 'mini.py', *rest, '--work-dir', tmp_path)
 
 
 def test_killed_run_resumes_at_the_last_whole_epoch(resumed):
@@ -578,6 +675,6 @@ def test_show_run_of_an_unfinished_folder_says_what_is_missing(tmp_path, trained
             shutil.copytree(log, folder / log.parent.name / 'vis_data')
         shutil.copy(trained[0] / 'mini.py', folder)
         (folder / 'last_checkpoint').write_text(str(folder / 'epoch_2.pth'))
-    wanted = 'holds no validated run' if left_out == 'all' else 'checkpoint .*epoch_2.pth is gone'
+    wanted = 'holds no validated run' if left_out == 'all' else 'checkpoint .*epoch_2.pth is gone: give another'
     with pytest.raises(SystemExit, match=wanted):
         call_tool('show_run.py', folder)

@@ -4,14 +4,16 @@
     python tools/show_matching.py CONFIG [--checkpoint FILE] [--index 3]   # an annotated image and a detector
 
 Draws the image with its boxes, the cost matrix, and the plan under each strategy; ``--text`` prints the numbers.
-With a config, predictions, ground truths and costs are exactly those that the head hands to its assigner in training.
+With a config, predictions, ground truths and costs are those that the head hands to its assigner in training, in its
+last decoder layer if there are several.
 """
 
 import argparse
 import ast
+import copy
 import sys
 from pathlib import Path
-from typing import Optional
+from typing import Any, NamedTuple, Optional
 
 import matplotlib
 
@@ -21,13 +23,18 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from mmdet.registry import DATASETS, MODELS, TASK_UTILS
-from mmengine.config import Config
+from mmengine.config import Config, DictAction
+from mmengine.logging import MMLogger
 from mmengine.registry import init_default_scope
-from mmengine.runner import load_checkpoint
+from mmengine.runner import load_checkpoint, set_random_seed
+from mmengine.structures import InstanceData
+from torch import Tensor, nn
 
 import uotod_mmdet  # noqa: F401  (registers our classes)
 from uotod_mmdet.assigners import TransportAssigner
-from uotod_mmdet.costs import make_batch
+from uotod_mmdet.costs import Batch, make_batch
+from uotod_mmdet.hooks.checkpoint_fit_hook import check_checkpoint
+from uotod_mmdet.launch import existing_file
 
 # De Plaen et al., CVPR 2023, Figure 1(b): cost 1 - GIoU of five predictions to ground truths A and B; background 0.8.
 PAPER_COST = [[0.61, 0.96], [1.34, 0.88], [0.88, 0.89], [0.40, 0.65], [1.11, 0.73]]
@@ -41,16 +48,32 @@ PAPER_STRATEGIES = [
     f'BalancedSinkhornAssigner:{SINKHORN}',
     f'UnbalancedSinkhornAssigner:{SINKHORN},reg_pred=0.01,reg_target=100.0',
 ]
+BESIDE_A_DETECTOR = ['HungarianAssigner', 'ClosestTargetAssigner', 'BalancedSinkhornAssigner']
 
 
 def build_strategy(text: str, **defaults: object) -> TransportAssigner:
-    """An assigner from ``Type`` or ``Type:argument=value,argument=value``."""
+    """An assigner from ``Type`` or ``Type:argument=value,argument=value``.
+
+    Raises:
+        SystemExit: If that is not its form, or there is no such type or argument.
+    """
     name, _, arguments = text.partition(':')
-    call = ast.parse(f'f({arguments})', mode='eval').body
-    given = {keyword.arg: ast.literal_eval(keyword.value) for keyword in call.keywords}
+    try:
+        call = ast.parse(f'f({arguments})', mode='eval').body
+        given = {keyword.arg: ast.literal_eval(keyword.value) for keyword in call.keywords}
+        if not isinstance(call, ast.Call) or call.args or None in given:
+            raise ValueError
+    except (SyntaxError, ValueError, AttributeError) as error:
+        raise SystemExit(
+            f'--strategies {text}: after the type write argument=value, separated by commas and without spaces, texts '
+            "in quotes, as in BalancedSinkhornAssigner:reg=0.05,gt_mass='dynamic_k'."
+        ) from error
     if name == 'OTAAssigner':
         defaults.pop('match_costs', None)
-    return TASK_UTILS.build({'type': f'uotod_mmdet.{name.split(".")[-1]}', **defaults, **given})
+    try:
+        return TASK_UTILS.build({'type': f'uotod_mmdet.{name.split(".")[-1]}', **defaults, **given})
+    except (KeyError, TypeError, ValueError) as error:
+        raise SystemExit(f'--strategies {text}: {error.args[0]}') from error
 
 
 def title(text: str) -> str:
@@ -61,28 +84,106 @@ def title(text: str) -> str:
     return name.replace('Assigner', '') + ('\n' + ', '.join(shown) if shown else '')
 
 
-def what_the_assigner_sees(cfg: Config, checkpoint: Optional[str], index: int) -> tuple:
-    """Image (H, W, 3) RGB, and the arguments of the head's last call of its assigner on one training image."""
-    dataset = DATASETS.build(cfg.train_dataloader.dataset)
-    if not 0 <= index < len(dataset):
-        raise SystemExit(f'--index must be in [0, {len(dataset)}), got {index}')
-    item = dataset[index]
-    model = MODELS.build(cfg.model).eval()
+class Matching(NamedTuple):
+    """What a head handed to its assigner for one image, and what came back."""
+
+    batch: Batch  # of one image
+    plan: Tensor  # (N, M + 1), last column the background
+
+
+def record_matchings(assigner: Any) -> list[Matching]:
+    """Let an assigner keep what it is asked and what it answers, an entry an image, in the list that is returned.
+
+    Our assigners are asked for plans of whole batches, by our heads directly and by mmdet's through ``assign``; mmdet's
+    assigners for AssignResults, which are plans of zeros and ones.
+    """
+    seen = []
+    if isinstance(assigner, TransportAssigner):
+
+        def plan(batch: Batch) -> tuple[Tensor, Tensor]:
+            costs, plans = type(assigner).plan(assigner, batch)
+            for index, gts in enumerate(batch.gt_instances):
+                mask = None if batch.pred_mask is None else batch.pred_mask[index : index + 1]
+                single = make_batch(
+                    [batch.pred_instances(index)],
+                    [gts],
+                    [batch.img_metas[index]],
+                    assigner.box_source,
+                    [batch.gt_instances_ignore[index]],
+                    mask,
+                )
+                columns = [*range(len(gts)), -1]  # without the padding
+                seen.append(Matching(single, plans[index][:, columns]))
+            return costs, plans
+
+        assigner.plan = plan
+        return seen
+
+    def assign(*args: Any, **kwargs: Any) -> Any:
+        result = type(assigner).assign(assigner, *args, **kwargs)
+        given = [value for value in (*args, *kwargs.values()) if isinstance(value, InstanceData)]
+        pred, gts = kwargs.get('pred_instances', given[0]), kwargs.get('gt_instances', given[1])
+        metas = [value for value in (*args, *kwargs.values()) if isinstance(value, dict)]
+        one_hot = torch.zeros(len(pred), len(gts) + 1)
+        kept = result.gt_inds >= 0
+        one_hot[kept, (result.gt_inds[kept] - 1) % (len(gts) + 1)] = 1
+        seen.append(Matching(make_batch([pred], [gts], metas or None), one_hot))
+        return result
+
+    assigner.assign = assign
+    return seen
+
+
+def build_detector(cfg: Config, checkpoint: Optional[str]) -> nn.Module:
+    """The detector with the weights of the checkpoint, or random ones: pretrained weights are not downloaded."""
+    cfg = copy.deepcopy(cfg.model)
+    without_pretrained(cfg)
+    model = MODELS.build(cfg)
+    MMLogger.get_current_instance().setLevel('WARNING')  # init_weights lists every parameter
+    model.init_weights()
     if checkpoint:
-        load_checkpoint(model, checkpoint, map_location='cpu')
-    calls = []
-    assigner = model.bbox_head.assigner
-    assigner.assign = lambda *args, **kwargs: (
-        calls.append((args, kwargs)) or type(assigner).assign(assigner, *args, **kwargs)
-    )
+        try:
+            check_checkpoint(model, load_checkpoint(model, existing_file(checkpoint, '--checkpoint'), 'cpu'))
+        except ValueError as error:
+            raise SystemExit(f'--checkpoint {checkpoint}: {error}') from error
+    if not hasattr(getattr(model, 'bbox_head', None), 'assigner'):
+        raise SystemExit(f'{type(model).__name__} has no bbox_head with an assigner: its matching cannot be shown.')
+    # Detector and head give their losses only in training; what is in them stays as in evaluation, without dropout.
+    model.eval()
+    model.training = model.bbox_head.training = True
+    model.data_preprocessor.batch_augments = None
+    return model
+
+
+def without_pretrained(cfg: dict) -> None:
+    """Take ``init_cfg=dict(type='Pretrained', ...)`` out of a model's config."""
+    for part in cfg.values():
+        if isinstance(part, dict):
+            if 'Pretrained' in str((part.get('init_cfg') or {}).get('type', '')):
+                part.init_cfg = None
+            without_pretrained(part)
+
+
+def matching_of_an_image(cfg: Config, checkpoint: Optional[str], index: Optional[int]) -> tuple:
+    """A training image (H, W, 3) RGB, the :class:`Matching` of the head's last layer on it, and the assigner."""
+    model = build_detector(cfg, checkpoint)
+    dataset = DATASETS.build(cfg.train_dataloader.dataset)
+    if index is not None and not 0 <= index < len(dataset):
+        raise SystemExit(f'--index must be in [0, {len(dataset)}), got {index}')
+    for tried in range(len(dataset)) if index is None else [index]:
+        item = dataset[tried]
+        if len(item['data_samples'].gt_instances):
+            break
+    else:
+        where = 'no image of the training set holds' if index is None else f'image {index} does not hold'
+        raise SystemExit(f'{where} an object to match; choose another --index, or look at the pipeline and metainfo')
+    matchings = record_matchings(model.bbox_head.assigner)
     data = model.data_preprocessor(dict(inputs=[item['inputs']], data_samples=[item['data_samples']]), True)
     with torch.no_grad():
         model(**data, mode='loss')
-    if not calls:
-        raise SystemExit(f'image {index} holds no objects to match; choose another --index')
-    args, kwargs = calls[-1]
-    pred = kwargs.get('pred_instances', args[0] if args else None)
-    return item['inputs'].permute(1, 2, 0).numpy()[:, :, ::-1], pred, item['data_samples'], assigner
+    # Decoder layers come in their order, and after them the proposals of a two-stage model's encoder.
+    last = -2 if getattr(model.bbox_head, 'as_two_stage', False) else -1
+    return item['inputs'].permute(1, 2, 0).numpy()[:, :, ::-1], matchings[last], model.bbox_head.assigner
 
 
 def draw_matrix(axes: plt.Axes, matrix: np.ndarray, rows: list[str], columns: list[str], name: str, top: float) -> None:
@@ -124,18 +225,26 @@ def print_matrix(name: str, matrix: np.ndarray, rows: list[str], columns: list[s
 def main(arguments: Optional[list[str]] = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('config', nargs='?', help='config of a detector; without it, the example of the paper')
-    parser.add_argument('--checkpoint', help='weights of the detector; without it, as initialised')
-    parser.add_argument('--index', type=int, default=0, help='which training image')
+    parser.add_argument('--checkpoint', help='weights of the detector; without it, random ones')
+    parser.add_argument('--index', type=int, help='which training image; default: the first one that holds objects')
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        help='settings that override those of the config, such as train_dataloader.dataset.data_root=FOLDER',
+    )
     parser.add_argument(
         '--strategies',
         nargs='+',
         metavar='TYPE[:ARG=VALUE,...]',
         help='assigners of uotod_mmdet, such as HungarianAssigner or "BalancedSinkhornAssigner:reg=0.05"',
     )
-    parser.add_argument('--rows', type=int, default=16, help='predictions to show at most, those with most mass')
+    parser.add_argument('--rows', type=int, default=16, help='predictions to show at most, those matched most')
     parser.add_argument('--text', action='store_true', help='print the numbers')
     parser.add_argument('--out', type=Path, default=Path('matching.png'), help='the picture')
     args = parser.parse_args(arguments)
+    if args.rows < 1:
+        parser.error(f'--rows must be at least 1, got {args.rows}')
     init_default_scope('mmdet')
 
     if args.config is None:
@@ -146,24 +255,26 @@ def main(arguments: Optional[list[str]] = None) -> int:
         strategies = [build_strategy(text, **common) for text in texts]
         plans = [strategy.match(cost[None])[0] for strategy in strategies]
     else:
-        cfg = Config.fromfile(args.config)
-        init_default_scope(cfg.get('default_scope', 'mmdet'))
-        image, pred, sample, assigner = what_the_assigner_sees(cfg, args.checkpoint, args.index)
-        if not isinstance(assigner, TransportAssigner):
-            raise SystemExit(
-                f'{args.config} uses {type(assigner).__name__}, which has no plan to show: give a config with an '
-                'assigner of uotod_mmdet.'
-            )
-        background_cost = assigner.background_cost
-        batch = make_batch([pred], [sample.gt_instances], [sample.metainfo], assigner.box_source)
-        common = dict(match_costs=assigner.match_costs, background_cost=background_cost)
-        texts = [type(assigner).__name__, *(args.strategies or ['HungarianAssigner', 'ClosestTargetAssigner'])]
-        strategies = [assigner, *(build_strategy(text, **common) for text in texts[1:])]
-        plans = [strategy.plan(batch)[1][0] for strategy in strategies]
-        cost = assigner.plan(batch)[0][0]
+        cfg = Config.fromfile(existing_file(args.config, 'config'))
+        cfg.merge_from_dict(args.cfg_options or {})
+        init_default_scope(cfg.get('default_scope') or 'mmdet')
+        set_random_seed(0)
+        image, (batch, plan), assigner = matching_of_an_image(cfg, args.checkpoint, args.index)
+        background_cost = getattr(assigner, 'background_cost', 0.0)
+        # Assigners that rank by rules of their own are shown beside the overlaps.
+        match_costs = getattr(assigner, 'match_costs', None) or dict(type='IoUCost', iou_mode='giou')
+        common = dict(match_costs=match_costs, background_cost=background_cost)
+        name = type(assigner).__name__
+        others = [other for other in BESIDE_A_DETECTOR if other != name][:2]
+        texts = [name, *(args.strategies or others)]
+        strategies = [build_strategy(text, **common) for text in texts[1:]]
+        plans = [plan, *(strategy.plan(batch)[1][0] for strategy in strategies)]
+        coster = assigner if isinstance(assigner, TransportAssigner) else build_strategy('HungarianAssigner', **common)
+        cost = type(coster).plan(coster, batch)[0][0]
 
     num_gts = cost.size(1)
-    matched = torch.stack([plan[:, :num_gts].sum(1) for plan in plans]).amax(0)
+    matched = torch.stack([plan[:, :num_gts].sum(1) for plan in plans])
+    matched = matched.sum(0) + len(plans) * matched[0]  # first those that the detector itself matches
     shown = matched.topk(min(args.rows, len(cost))).indices.sort().values if image is not None else slice(None)
     rows = [str(index + 1) for index in range(len(cost))]
     rows = [rows[int(index)] for index in shown] if image is not None else rows
@@ -183,7 +294,11 @@ def main(arguments: Optional[list[str]] = None) -> int:
     draw_matrix(panels[0], full_cost, rows, columns, 'cost', float(np.quantile(full_cost, 0.9)) + 1e-9)
     for axes, text, plan in zip(panels[1:], texts, plans):
         draw_matrix(axes, plan[shown].numpy(), rows, columns, title(text), 1.0)
-    figure.savefig(args.out, dpi=110)
+    try:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(args.out, dpi=110)
+    except (OSError, ValueError) as error:
+        raise SystemExit(f'--out {args.out} cannot be written: {error}') from error
     plt.close(figure)
 
     if args.text:

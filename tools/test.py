@@ -1,14 +1,27 @@
 """Evaluate a checkpoint: ``python tools/test.py CONFIG CHECKPOINT [flags]``, the flags being those of mmdet's tool."""
 
 import argparse
+from copy import deepcopy
 
 from mmdet.engine.hooks.utils import trigger_visualization_hook
 from mmdet.evaluation import DumpDetResults
+from mmdet.registry import RUNNERS
 from mmdet.utils import setup_cache_size_limit_of_dynamo
-from mmengine.registry import RUNNERS
+from mmengine.config import Config
 from mmengine.runner import Runner
 
-from uotod_mmdet.launch import add_common_arguments, add_custom_hook, end_distributed, load_config
+from uotod_mmdet.launch import add_common_arguments, add_custom_hook, end_distributed, existing_file, load_config
+
+# mmdet's defaults for configs without tta_model or tta_pipeline: the image and its mirror image, merged by NMS.
+TTA_MODEL = dict(type='DetTTAModel', tta_cfg=dict(nms=dict(type='nms', iou_threshold=0.5), max_per_img=100))
+TTA_META_KEYS = ('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor', 'flip', 'flip_direction')
+FLIP_AND_PACK = dict(
+    type='TestTimeAug',
+    transforms=[
+        [dict(type='mmdet.RandomFlip', prob=1.0), dict(type='mmdet.RandomFlip', prob=0.0)],
+        [dict(type='mmdet.PackDetInputs', meta_keys=TTA_META_KEYS)],
+    ],
+)
 
 
 def parse_args() -> argparse.Namespace:
@@ -20,21 +33,39 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--show', action='store_true', help='show the predictions in windows')
     parser.add_argument('--show-dir', help='folder, inside the work folder, for images with predictions drawn')
     parser.add_argument('--wait-time', type=float, default=2, help='seconds that --show shows an image')
+    parser.add_argument(
+        '--tta',
+        action='store_true',
+        help="test-time augmentation by the config's tta_model and tta_pipeline; default: image and mirror image",
+    )
     args = parser.parse_args()
     if args.out is not None and not args.out.endswith(('.pkl', '.pickle')):
         parser.error(f'--out must end in .pkl or .pickle, got {args.out}')
     return args
 
 
+def augment(cfg: Config) -> None:
+    """Let the model of a config see each test image several times, and merge what it finds."""
+    wrapper = cfg.test_dataloader
+    while 'dataset' in wrapper.dataset:  # of a data set around another one
+        wrapper = wrapper.dataset
+    if 'tta_pipeline' not in cfg:
+        cfg.tta_pipeline = [*deepcopy(wrapper.dataset.pipeline[:-1]), FLIP_AND_PACK]
+    wrapper.dataset.pipeline = cfg.tta_pipeline
+    cfg.model = dict(**cfg.get('tta_model', TTA_MODEL), module=cfg.model)
+
+
 def main() -> None:
     args = parse_args()
     setup_cache_size_limit_of_dynamo()
     cfg = load_config(args)
-    cfg.load_from = args.checkpoint
+    cfg.load_from = existing_file(args.checkpoint, 'checkpoint')
     cfg.resume = False  # a resumed run leaves True in the config that it writes into its work folder
-    add_custom_hook(cfg, type='uotod_mmdet.CheckpointFitHook')
+    add_custom_hook(cfg, type='uotod_mmdet.hooks.CheckpointFitHook')
     if args.show or args.show_dir:
         cfg = trigger_visualization_hook(cfg, args)
+    if args.tta:
+        augment(cfg)
 
     runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
     if args.out is not None:

@@ -3,11 +3,18 @@
 import argparse
 
 import torch
+from mmdet.registry import RUNNERS
 from mmdet.utils import setup_cache_size_limit_of_dynamo
-from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
-from uotod_mmdet.launch import add_common_arguments, add_custom_hook, end_distributed, load_config
+from uotod_mmdet.launch import (
+    add_common_arguments,
+    add_custom_hook,
+    build_train_loop,
+    end_distributed,
+    existing_file,
+    load_config,
+)
 
 
 def parse_args() -> argparse.Namespace:
@@ -36,17 +43,19 @@ def main() -> None:
         if not torch.cuda.is_available():
             raise SystemExit('--amp needs a GPU: mmengine has no mixed precision on CPU. Leave the flag out.')
         cfg.optim_wrapper.type = 'AmpOptimWrapper'
-        cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
+        cfg.optim_wrapper.loss_scale = 'dynamic'
     if args.auto_scale_lr:
         if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
             raise SystemExit(f'--auto-scale-lr needs auto_scale_lr = dict(base_batch_size=...) in {args.config}.')
         cfg.auto_scale_lr.enable = True
     if args.resume is not None:
         cfg.resume = True
-        cfg.load_from = None if args.resume == 'auto' else args.resume
-        add_custom_hook(cfg, type='uotod_mmdet.CheckpointFitHook')
+        cfg.load_from = None if args.resume == 'auto' else existing_file(args.resume, '--resume')
+        add_custom_hook(cfg, type='uotod_mmdet.hooks.CheckpointFitHook')
+    add_custom_hook(cfg, type='uotod_mmdet.hooks.DatasetFitHook')
 
     runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    build_train_loop(runner)
     runner.train()
     end_distributed()
 

@@ -7,8 +7,12 @@ import sys
 from pathlib import Path
 
 import torch
+from mmdet.registry import DATASETS
 from mmengine.config import Config, DictAction
 from mmengine.dist import is_distributed
+from mmengine.runner import Runner
+
+from uotod_mmdet.hooks.dataset_fit_hook import NoObjectsError, check_dataset
 
 
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,21 +37,85 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def load_config(args: argparse.Namespace) -> Config:
-    """Read the config named on the command line and apply the common flags."""
+    """Read the config named on the command line and apply the common flags.
+
+    Raises:
+        SystemExit: If there is no such file.
+    """
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
-    cfg = Config.fromfile(args.config)
+    cfg = Config.fromfile(existing_file(args.config, 'config'))
+    cfg.launcher = args.launcher
     if args.cfg_options is not None:
         cfg.merge_from_dict(args.cfg_options)
-    cfg.launcher = args.launcher
     cfg.work_dir = args.work_dir or cfg.get('work_dir') or str(Path('work_dirs') / Path(args.config).stem)
-    if args.launcher == 'pytorch' and not torch.cuda.is_available():
+    if cfg.launcher == 'pytorch' and not torch.cuda.is_available():
         _use_cpu_processes(cfg)
     return cfg
 
 
+def existing_file(path: str, argument: str) -> str:
+    """``path``, if a local file is there or it names a place of another kind, such as ``https://``.
+
+    Raises:
+        SystemExit: If it is the path of no file, with the name of the argument.
+    """
+    if '://' not in path and not Path(path).is_file():
+        raise SystemExit(f'{argument}: {path} is {"a folder" if Path(path).is_dir() else "not there"}; give a file.')
+    return path
+
+
 def add_custom_hook(cfg: Config, **hook: object) -> None:
-    """Append a hook to ``custom_hooks`` of a config."""
-    cfg.custom_hooks = [*(cfg.get('custom_hooks') or []), hook]
+    """Append a hook to ``custom_hooks`` of a config, unless one of this type is there.
+
+    Its type is best the path of the class, which is found in every default scope, None included.
+    """
+    hooks = list(cfg.get('custom_hooks') or [])
+    if not any(_class_name(present) == _class_name(hook) for present in hooks if isinstance(present, dict)):
+        cfg.custom_hooks = [*hooks, hook]
+
+
+def _class_name(cfg: dict) -> str:
+    """Name of the class that ``type`` means: a class, or a name with a scope or a path before it."""
+    kind = cfg.get('type', '')
+    return kind.rsplit('.', 1)[-1] if isinstance(kind, str) else kind.__name__
+
+
+def build_train_loop(runner: Runner) -> None:
+    """Build the training data as ``runner.train()`` does first, and say in a sentence if no image is left in them.
+
+    mmengine fails on a data set without images before it calls any hook.
+
+    Raises:
+        ValueError: If no annotation of the training set can be used (see :class:`~uotod_mmdet.hooks.DatasetFitHook`),
+            or its images do not fill a batch.
+    """
+    try:
+        empty = len(runner.train_loop.dataloader) == 0
+    except (AssertionError, IndexError, ValueError, ZeroDivisionError) as error:
+        dataset_cfg = _unfiltered(runner.cfg.train_dataloader.dataset)
+        try:
+            check_dataset(DATASETS.build(dataset_cfg), runner)
+        except NoObjectsError as explained:
+            raise explained from error
+        raise
+    if empty:
+        dataset, loader = runner.train_loop.dataloader.dataset, runner.cfg.train_dataloader
+        check_dataset(dataset, runner)
+        raise ValueError(
+            f'The training set holds {len(dataset)} images, fewer than batch_size={loader.get("batch_size")}, and '
+            'drop_last=True leaves no batch: lower train_dataloader.batch_size or leave drop_last out.'
+        )
+
+
+def _unfiltered(dataset_cfg: dict) -> dict:
+    """The config of a data set without its filter, whose data are kept as they are; wrappers are gone through."""
+    if isinstance(dataset_cfg, (list, tuple)):
+        return [_unfiltered(part) for part in dataset_cfg]
+    if 'dataset' in dataset_cfg:
+        return _unfiltered(dataset_cfg['dataset'])
+    if 'datasets' in dataset_cfg:
+        return {**dataset_cfg, 'datasets': _unfiltered(dataset_cfg['datasets'])}
+    return {**dataset_cfg, 'filter_cfg': None, 'serialize_data': False}
 
 
 def end_distributed() -> None:

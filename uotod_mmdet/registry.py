@@ -6,11 +6,15 @@ reaches our classes after :func:`share_with_mmdet`, which ``import uotod_mmdet``
 
 import difflib
 import functools
+import importlib
 import inspect
+import logging
 from typing import Any, Optional
 
 import mmdet.registry
 import mmengine.registry
+import torch
+from mmengine.logging import print_log
 
 SCOPE = 'uotod_mmdet'
 
@@ -52,55 +56,114 @@ def _did_you_mean(name: str, known: list[str]) -> str:
 
 
 class Registry(mmengine.registry.Registry):
-    """A registry that answers a name or an argument it does not know with the ones it does."""
+    """A registry that answers a name or an argument it does not know with the ones it does.
+
+    Names with our prefix are ours alone, from every default scope; names without it may be mmdet's.
+    """
+
+    def __init__(self, name: str, parent: mmengine.registry.Registry, locations: list[str]) -> None:
+        super().__init__(name, parent=parent, scope=SCOPE, locations=locations)
+        prefixed = _Prefixed(self)
+        parent.children[SCOPE] = prefixed
+        # mmengine looks for a prefix among the children of the default scope's registry and of the root only.
+        parent.root.children[SCOPE] = prefixed
 
     def _register_module(self, module: type, *args: Any, **kwargs: Any) -> None:
         super()._register_module(module, *args, **kwargs)
         if inspect.isclass(module):
             _name_unknown_arguments(module)
 
-    def get(self, key: str) -> Optional[type]:
-        """Get the class registered as ``key`` here or in a parent.
+    def get(self, key: str) -> type:
+        """Get the class registered as ``key``: here, and without prefix also in a parent; or at a dotted path.
 
         Raises:
             KeyError: If there is none; the message lists our names and the closest one.
         """
-        try:
-            found = super().get(key)
-        except RuntimeError:
-            found = None
+        found = _found(super(), key)
         if found is None:
+            found = _at_path(key)
+        if not callable(found):
             ours = sorted(self.module_dict)
             name = key.split('.')[-1]
+            theirs = '' if _found(self.parent, name) is None else f" mmdet's is type='mmdet.{name}'."
             raise KeyError(
-                f'{key!r} is not in the {self.scope} registry {self.name!r}{_did_you_mean(name, ours)} '
+                f'{key!r} is not in the {self.scope} registry {self.name!r}{_did_you_mean(name, ours)}{theirs} '
                 f'Registered there: {", ".join(ours) or "nothing"}.'
             )
         return found
 
+    def build(self, cfg: dict, *args: Any, **kwargs: Any) -> Any:
+        """Build what ``cfg`` says; a name that the default scope does not know may be ours or mmdet's."""
+        kind = cfg.get('type') if isinstance(cfg, dict) and '_scope_' not in cfg else None
+        if isinstance(kind, str):
+            with self.switch_scope_and_registry(None) as registry:
+                known = registry is self or _found(registry, kind) is not None
+            if not known:
+                cfg = cfg.copy()
+                cfg['type'] = self.get(kind)
+        return super().build(cfg, *args, **kwargs)
 
-MODELS = Registry(
-    'model', parent=mmdet.registry.MODELS, scope=SCOPE, locations=['uotod_mmdet.losses', 'uotod_mmdet.heads']
-)
+
+class _Prefixed(mmengine.registry.Registry):
+    """Our registry as other registries see it, which ask it for names whose prefix was ours."""
+
+    def __init__(self, ours: Registry) -> None:
+        super().__init__(ours.name, scope=ours.scope)
+        self._ours = ours
+        self._module_dict = ours.module_dict
+
+    def get(self, key: str) -> type:
+        return self._ours.get(f'{self.scope}.{key}')
+
+    def _search_child(self, scope: str) -> Optional[mmengine.registry.Registry]:
+        return self._ours._search_child(scope)
+
+
+def _at_path(key: str) -> Any:
+    """What a module of ours, named in full, holds, as mmengine writes classes in configs; or None.
+
+    mmengine looks itself, but takes a function for the module of the same name (``losses.quality_focal_loss``).
+    """
+    module, _, name = key.rpartition('.')
+    if not module.startswith(f'{SCOPE}.'):
+        return None
+    try:
+        return getattr(importlib.import_module(module), name, None)
+    except ModuleNotFoundError:
+        return None
+
+
+def _found(registry: Any, key: str) -> Any:
+    """What ``registry`` knows as ``key``, or None."""
+    try:
+        return registry.get(key)
+    except (RuntimeError, KeyError):  # of mmengine, of ours
+        return None
+
+
+MODELS = Registry('model', parent=mmdet.registry.MODELS, locations=['uotod_mmdet.losses', 'uotod_mmdet.heads'])
 TASK_UTILS = Registry(
-    'task util',
-    parent=mmdet.registry.TASK_UTILS,
-    scope=SCOPE,
-    locations=['uotod_mmdet.costs', 'uotod_mmdet.assigners'],
+    'task util', parent=mmdet.registry.TASK_UTILS, locations=['uotod_mmdet.costs', 'uotod_mmdet.assigners']
 )
-DATASETS = Registry('dataset', parent=mmdet.registry.DATASETS, scope=SCOPE, locations=['uotod_mmdet.datasets'])
-HOOKS = Registry('hook', parent=mmdet.registry.HOOKS, scope=SCOPE, locations=['uotod_mmdet.hooks'])
+DATASETS = Registry('dataset', parent=mmdet.registry.DATASETS, locations=['uotod_mmdet.datasets'])
+HOOKS = Registry('hook', parent=mmdet.registry.HOOKS, locations=['uotod_mmdet.hooks'])
 
 
 def share_with_mmdet(replace: bool = False) -> list[str]:
     """Register our classes in mmdet's own registries, so that they need no prefix.
 
     Args:
-        replace: Whether a name that mmdet has too (``QualityFocalLoss``, ``HungarianAssigner``) goes to our class.
+        replace: Whether a name that mmdet has too (``QualityFocalLoss``, ``HungarianAssigner``) goes to our class. A
+            head whose arguments ours refuses and mmdet's takes is then built as mmdet's, with a warning.
 
     Returns:
         The names that were taken over from mmdet.
     """
+    from mmdet.models.dense_heads.base_dense_head import BaseDenseHead  # registers mmdet's classes
+
+    def is_head(cls: Optional[type]) -> bool:
+        return inspect.isclass(cls) and issubclass(cls, BaseDenseHead)
+
     replaced = []
     for ours in (MODELS, TASK_UTILS, DATASETS, HOOKS):
         theirs = ours.parent
@@ -108,9 +171,58 @@ def share_with_mmdet(replace: bool = False) -> list[str]:
         theirs.import_from_location()
         for name, cls in ours.module_dict.items():
             present = theirs.module_dict.get(name)
-            if present is cls or (present is not None and not replace):
+            if present is cls or _ours_within(present) is cls or (present is not None and not replace):
                 continue
-            theirs.register_module(name=name, module=cls, force=True)
+            shared = _ours_or_theirs(cls, present) if is_head(present) else cls
+            theirs.register_module(name=name, module=shared, force=True)
             if present is not None:
                 replaced.append(name)
     return replaced
+
+
+def _ours_within(cls: Optional[type]) -> Optional[type]:
+    """Our class, if ``cls`` is what :func:`_ours_or_theirs` made of it."""
+    return vars(cls).get('ours') if inspect.isclass(cls) else None
+
+
+def _ours_or_theirs(ours: type, theirs: type) -> type:
+    """A class whose instances are ours or, for arguments that only mmdet's takes, mmdet's.
+
+    Ours trains on the plan and refuses what it cannot do so with (samplers, VFNetHead without an assigner); a config of
+    mmdet that holds it must train nevertheless.
+    """
+
+    def build(cls: type, *args: Any, **kwargs: Any) -> Any:
+        if cls is not either:
+            return object.__new__(cls)  # of a subclass
+        kept_args, kept_kwargs = _copy((args, kwargs))
+        state = torch.get_rng_state()
+        try:
+            return ours(*args, **kwargs)
+        except ValueError as refusal:
+            torch.set_rng_state(state)
+            try:
+                instance = theirs(*kept_args, **kept_kwargs)
+            except Exception:
+                raise refusal from None  # an argument that neither takes, or one of ours
+            print_log(
+                f"uotod_mmdet.override: built mmdet's {theirs.__name__}, which trains on no plan, since ours cannot "
+                f'do what the config says. {refusal}',
+                logger='current',
+                level=logging.WARNING,
+            )
+            return instance
+
+    names = dict(__new__=build, __module__=ours.__module__, __doc__=ours.__doc__, ours=ours)
+    either = type(ours.__name__, (ours,), names)
+    return either
+
+
+def _copy(config: Any) -> Any:
+    """A copy of the dicts and lists of a config, which mmdet's constructors write into; anything else as it is."""
+    if isinstance(config, dict):
+        copied = config.copy()
+        for name, value in config.items():
+            copied[name] = _copy(value)
+        return copied
+    return type(config)(map(_copy, config)) if type(config) in (list, tuple) else config

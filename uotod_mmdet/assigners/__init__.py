@@ -4,7 +4,7 @@ from .base import TransportAssigner
 from .closest_prediction import ClosestPredictionAssigner
 from .closest_target import ClosestTargetAssigner
 from .hungarian import HungarianAssigner
-from .match_batch import match_batch, reads_predicted_boxes
+from .match_batch import check_assigner, match_batch, reads_predicted_boxes
 from .ota import OTAAssigner
 from .sinkhorn import BalancedSinkhornAssigner, UnbalancedSinkhornAssigner
 from .soft_min import SoftMinAssigner
@@ -20,6 +20,7 @@ __all__ = [
     'TransportAssigner',
     'UnbalancedSinkhornAssigner',
     'WeightedSumAssigner',
+    'check_assigner',
     'match_batch',
     'reads_predicted_boxes',
 ]

@@ -2,8 +2,8 @@
 
 import logging
 from abc import abstractmethod
-from collections.abc import Sequence
-from typing import Any, Optional, Union
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, Optional, Union
 
 import torch
 from mmdet.models.task_modules.assigners import AssignResult, BaseAssigner
@@ -12,15 +12,9 @@ from mmengine.logging import print_log
 from mmengine.structures import InstanceData
 from torch import Tensor
 
-from uotod_mmdet.costs.pairwise import (
-    BOX_SOURCES,
-    Batch,
-    as_tensor,
-    batch_cost,
-    make_batch,
-    prior_boxes,
-    zero_padding,
-)
+from uotod_mmdet.arguments import number, switch
+from uotod_mmdet.costs.boxes import as_tensor, float_boxes
+from uotod_mmdet.costs.pairwise import BOX_SOURCES, Batch, batch_cost, make_batch, zero_padding
 from uotod_mmdet.ops.deferred import act_if
 from uotod_mmdet.registry import TASK_UTILS
 
@@ -43,6 +37,11 @@ class TransportAssigner(BaseAssigner):
             other ground truth needs.
     """
 
+    checks: ClassVar[dict[str, Callable[[str, Any], Any]]] = dict(
+        background=switch, background_cost=number, ignore_iof_thr=number, keep_every_gt=switch
+    )
+    """What turns the value of an attribute, name first, into the one that is kept, or raises; also of one set later."""
+
     num_iter_done: Optional[Tensor] = None
     """Iterations that the last ``match`` took for each image, (B,); None: the strategy does not iterate."""
 
@@ -55,17 +54,27 @@ class TransportAssigner(BaseAssigner):
         ignore_iof_thr: float = 0.5,
         keep_every_gt: bool = True,
     ) -> None:
-        match_costs = [match_costs] if isinstance(match_costs, dict) else list(match_costs)
+        match_costs = list(match_costs) if isinstance(match_costs, (list, tuple)) else [match_costs]
         if not match_costs:
             raise ValueError("match_costs is empty: give at least one cost, such as dict(type='IoUCost')")
         if box_source not in BOX_SOURCES:
             raise ValueError(f'box_source must be one of {BOX_SOURCES}, got {box_source!r}')
+        for cost in match_costs:
+            if not isinstance(cost, dict) and not callable(cost):
+                raise TypeError(
+                    f"match_costs must hold configs such as dict(type='IoUCost'), got {cost!r} of type "
+                    f'{type(cost).__name__}'
+                )
         self.match_costs = [TASK_UTILS.build(cost) if isinstance(cost, dict) else cost for cost in match_costs]
         self.background = background
         self.background_cost = background_cost
         self.box_source = box_source
         self.ignore_iof_thr = ignore_iof_thr
         self.keep_every_gt = keep_every_gt
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        check = self.checks.get(name)
+        super().__setattr__(name, value if check is None else check(name, value))
 
     @abstractmethod
     def _plan(self, cost: Tensor, gt_mask: Tensor, gt_mass: Optional[Tensor], pred_mask: Tensor) -> Tensor:
@@ -94,26 +103,35 @@ class TransportAssigner(BaseAssigner):
         """Match a batch of images.
 
         Args:
-            cost: Cost of each pair, finite on real columns, (B, N, M).
+            cost: Cost of each pair, finite on real columns, (B, N, M); integers count as the same floats.
             gt_mask: False on padded ground truths, (B, M). None: all are real.
-            gt_mass: Predictions' worth of mass of each ground truth, (B, M), in place of the assigner's own; only
+            gt_mass: Predictions' worth of mass of each ground truth, >= 0, (B, M), in place of the assigner's own; only
                 the Sinkhorn strategies heed it.
             pred_mask: False on predictions that take no part, (B, N). None: all do.
 
         Returns:
-            Plan in the dtype and on the device of ``cost``, (B, N, M + 1), last column the background, scaled so that
-            a prediction matched whole to one thing has row sum 1. Padded columns and rows are exactly 0.
+            Plan in the dtype (the default one for integers) and on the device of ``cost``, (B, N, M + 1), last column
+            the background, scaled so that a prediction matched whole to one thing has row sum 1. Padded columns and
+            rows are exactly 0.
 
         Raises:
-            ValueError: If shapes disagree, or a real entry of ``cost`` is not finite.
+            TypeError: If ``cost`` is no tensor of real numbers.
+            ValueError: If shapes or devices disagree, a mask is not bool, a real entry of ``cost`` is not finite, or
+                one of ``gt_mass`` negative or not finite.
         """
+        if not isinstance(cost, Tensor) or cost.is_complex():
+            kind = cost.dtype if isinstance(cost, Tensor) else type(cost).__name__
+            raise TypeError(f'cost must be a tensor of real numbers, (B, N, M), got {kind}')
         if cost.dim() != 3:
             raise ValueError(f'cost must have shape (B, N, M), got {tuple(cost.shape)}')
         batch, num_preds, num_gts = cost.shape
         gt_mask = _mask('gt_mask', gt_mask, cost, (batch, num_gts))
         pred_mask = _mask('pred_mask', pred_mask, cost, (batch, num_preds))
-        solved = cost.detach().to(torch.promote_types(cost.dtype, torch.float32))
+        # Floats of 32 bits do not hold every integer of so many.
+        wide = cost.dtype in (torch.int32, torch.int64)
+        solved = cost.detach().to(torch.float64 if wide else torch.promote_types(cost.dtype, torch.float32))
         solved = zero_padding(solved, gt_mask, pred_mask)
+        gt_mass = None if gt_mass is None else _mass(gt_mass, solved, gt_mask)
 
         def complain() -> None:
             if torch.isfinite(solved).all():
@@ -127,7 +145,8 @@ class TransportAssigner(BaseAssigner):
 
         act_if(~torch.isfinite(solved.sum()), complain)
         background = solved.new_full((batch, num_preds, 1), self.background_cost)
-        return self._plan_of(torch.cat([solved, background], dim=2), gt_mask, gt_mass, pred_mask).to(cost.dtype)
+        plan = self._plan_of(torch.cat([solved, background], dim=2), gt_mask, gt_mass, pred_mask)
+        return plan.to(cost.dtype if cost.is_floating_point() else torch.get_default_dtype())
 
     def _plan_of(self, cost: Tensor, gt_mask: Tensor, gt_mass: Optional[Tensor], pred_mask: Tensor) -> Tensor:
         """See :meth:`_plan`; B and N may be 0."""
@@ -146,7 +165,8 @@ class TransportAssigner(BaseAssigner):
             truth whose box is degenerate (x2 <= x1 or y2 <= y1) is matched to nothing and logged.
 
         Raises:
-            ValueError: See :func:`~uotod_mmdet.costs.batch_cost`.
+            ValueError: See :func:`~uotod_mmdet.costs.batch_cost`; or there are ignored boxes, but the predictions have
+                none.
         """
 
         def log_degenerate() -> None:
@@ -155,18 +175,18 @@ class TransportAssigner(BaseAssigner):
                 if degenerate.any():
                     self._log_degenerate(boxes[: len(gts)][degenerate], meta)
 
-        act_if(batch.gt_mask.sum() != sum(len(gt.labels) for gt in batch.gt_instances), log_degenerate)
-        num_images, num_preds, num_gts = *batch.bboxes.shape[:2], batch.gt_bboxes.size(1)
-        with_background = batch.bboxes.new_empty(num_images, num_preds, num_gts + 1)
+        act_if(batch.gt_mask.sum() != sum(len(gt) for gt in batch.gt_instances), log_degenerate)
+        num_images, num_preds, num_gts = batch.shape
+        with_background = torch.empty(num_images, num_preds, num_gts + 1, dtype=batch.dtype, device=batch.device)
         with_background[:, :, -1] = self.background_cost
         cost = self._cost(batch, with_background[:, :, :-1])
         pred_mask = _mask('pred_mask', batch.pred_mask, cost, (num_images, num_preds))
         plan = self._plan_of(with_background, batch.gt_mask, self._gt_mass(batch), pred_mask)
         for index, ignored in enumerate(batch.gt_instances_ignore):
-            if self.ignore_iof_thr >= 0 and ignored is not None and len(ignored):
-                iof = bbox_overlaps(batch.bboxes[index], as_tensor(ignored.bboxes).to(batch.bboxes), mode='iof')
+            if num_preds and self.ignore_iof_thr >= 0 and ignored is not None and len(ignored):
+                boxes = None if batch.bboxes is None else batch.bboxes[index]
                 unmatched = plan[index].argmax(1) == cost.size(2)
-                plan[index].masked_fill_((unmatched & (iof.amax(1) > self.ignore_iof_thr))[:, None], 0)
+                plan[index].masked_fill_((unmatched & self._on_ignored(boxes, ignored))[:, None], 0)
         return cost, plan
 
     @torch.no_grad()
@@ -188,18 +208,22 @@ class TransportAssigner(BaseAssigner):
         A ground truth whose box is degenerate (x2 <= x1 or y2 <= y1) is matched to nothing and logged.
 
         Args:
-            pred_instances: N predictions: ``bboxes`` and/or ``priors`` (N, 4), ``scores`` where a cost reads them.
-            gt_instances: M ground truths: ``bboxes`` (M, 4) pixels, ``labels`` (M,).
+            pred_instances: N predictions with what the costs read: ``bboxes`` and/or ``priors`` (N, 4), ``scores``
+                (N, C), ``masks``...
+            gt_instances: M ground truths: ``labels`` (M,), and ``bboxes`` (M, 4) pixels, ``masks``... likewise.
             img_meta: Meta information of the image.
             gt_instances_ignore: Ignored (crowd) boxes: ``bboxes`` (I, 4) pixels.
             num_level_priors: Accepted and not used.
 
         Returns:
             AssignResult: ``gt_inds`` (N,) 1-based, 0 for background, -1 for no part in any loss; ``max_overlaps`` (N,)
-            the IoU of each prediction with its ground truth, 0 without; ``labels`` (N,), -1 without.
+            the IoU of each prediction with its ground truth, 0 without, or None if either side has no boxes;
+            ``labels`` (N,), -1 without.
 
         Raises:
-            ValueError: Non-finite costs or labels that are no class, naming the image and the term.
+            TypeError: If ``gt_instances`` are missing, or their labels are no integers.
+            ValueError: Non-finite costs or labels that are no class, naming the image and the term; a field that a cost
+                needs and the head does not give.
         """
         for argument in args:
             if isinstance(argument, dict):
@@ -212,26 +236,50 @@ class TransportAssigner(BaseAssigner):
         if gt_instances is None:
             raise TypeError(f'{type(self).__name__}.assign got no gt_instances')
 
+        batch = make_batch([pred_instances], [gt_instances], [img_meta], self.box_source)
         num_preds, num_gts = len(pred_instances), len(gt_instances)
-        boxes = pred_instances.bboxes if 'bboxes' in pred_instances else prior_boxes(pred_instances.priors)
-        boxes = as_tensor(boxes).detach()
-        boxes = boxes.to(torch.promote_types(boxes.dtype, torch.float32))
-        gt_inds = torch.zeros(num_preds, dtype=torch.long, device=boxes.device)
-        assigned_labels = torch.full_like(gt_inds, -1)
-        max_overlaps = boxes.new_zeros(num_preds)
+        gt_inds = torch.zeros(num_preds, dtype=torch.long, device=batch.device)
+        labels = torch.full_like(gt_inds, -1)
+        boxes, max_overlaps = batch.bboxes, None
+        if boxes is not None:
+            boxes = boxes[0]
+            if self.box_source == 'priors' and 'bboxes' in pred_instances:
+                boxes = float_boxes(pred_instances.bboxes.detach())[0]  # overlaps are those of the predictions
+            if batch.gt_bboxes is not None:
+                max_overlaps = boxes.new_zeros(num_preds)
         if num_preds and num_gts:
-            batch = make_batch([pred_instances], [gt_instances], [img_meta or {}], self.box_source)
-            gt_bboxes, gt_mask = batch.gt_bboxes[0], batch.gt_mask[0]
             cost, plan = self.plan(batch)
-            gt_inds = self._read_plan(plan[0], cost[0], gt_mask)
+            gt_inds = self._read_plan(plan[0], cost[0], batch.gt_mask[0])
             matched = (gt_inds > 0).nonzero().squeeze(1)
             matched_gts = gt_inds[matched] - 1
-            assigned_labels[matched] = gt_instances.labels[matched_gts]
-            max_overlaps[matched] = bbox_overlaps(boxes[matched], gt_bboxes[matched_gts], is_aligned=True)
-        if self.ignore_iof_thr >= 0 and gt_instances_ignore is not None and len(gt_instances_ignore) and num_preds:
-            iof = bbox_overlaps(boxes, as_tensor(gt_instances_ignore.bboxes).to(boxes), mode='iof').amax(1)
-            gt_inds[(gt_inds == 0) & (iof > self.ignore_iof_thr)] = -1
-        return AssignResult(num_gts, gt_inds, max_overlaps, assigned_labels)
+            labels[matched] = batch.gt_labels[0, matched_gts]
+            if max_overlaps is not None:
+                gt_bboxes = batch.gt_bboxes[0, matched_gts].to(boxes.dtype)
+                max_overlaps[matched] = bbox_overlaps(boxes[matched], gt_bboxes, is_aligned=True)
+                self._check_overlaps(max_overlaps, img_meta)
+        if num_preds and self.ignore_iof_thr >= 0 and gt_instances_ignore is not None and len(gt_instances_ignore):
+            gt_inds[(gt_inds == 0) & self._on_ignored(boxes, gt_instances_ignore)] = -1
+        return AssignResult(num_gts, gt_inds, max_overlaps, labels)
+
+    def _check_overlaps(self, overlaps: Tensor, img_meta: Optional[dict]) -> None:
+        def complain() -> None:
+            raise ValueError(
+                f'pred_instances.bboxes: the overlap of {int((~overlaps.isfinite()).sum())} of {len(overlaps)} '
+                f'predictions of {(img_meta or {}).get("img_path", "an image")} with their ground truths is not '
+                'finite: coordinates are NaN or so large that areas overflow, as a diverged model gives them.'
+            )
+
+        act_if(~torch.isfinite(overlaps.sum()), complain)
+
+    def _on_ignored(self, boxes: Optional[Tensor], ignored: InstanceData) -> Tensor:
+        """Which predictions overlap an ignored box too much, (N,)."""
+        if boxes is None:
+            raise ValueError(
+                'gt_instances_ignore holds boxes, but predictions have neither bboxes nor priors (N, 4) that could '
+                f'overlap them: set ignore_iof_thr=-1 in {type(self).__name__}.'
+            )
+        iof = bbox_overlaps(boxes, as_tensor(ignored.bboxes).to(boxes), mode='iof')
+        return iof.amax(1) > self.ignore_iof_thr
 
     def _read_plan(self, plan: Tensor, cost: Tensor, gt_mask: Tensor) -> Tensor:
         """Heaviest column of each prediction: 1-based ground truth or 0 for the background, (N,)."""
@@ -268,9 +316,37 @@ def _mask(name: str, mask: Optional[Tensor], cost: Tensor, shape: tuple[int, int
     """``mask``, checked, or all True."""
     if mask is None:
         return torch.ones(shape, dtype=torch.bool, device=cost.device)
-    if mask.shape != shape or mask.dtype != torch.bool:
+    found = f'{mask.dtype} of shape {tuple(mask.shape)}' if isinstance(mask, Tensor) else type(mask).__name__
+    if not isinstance(mask, Tensor) or mask.shape != shape or mask.dtype != torch.bool:
         raise ValueError(
-            f'{name} must be bool of shape {shape} for a cost of shape {tuple(cost.shape)}, '
-            f'got {mask.dtype} of shape {tuple(mask.shape)}'
+            f'{name} must be bool of shape {shape} for a cost of shape {tuple(cost.shape)}, got {found}; '
+            'mask.bool() and mask.expand(...) make one of others.'
         )
+    if mask.device != cost.device:
+        raise ValueError(f'{name} must be on the device of the cost, {cost.device}, got {mask.device}')
     return mask
+
+
+def _mass(mass: Union[float, Tensor], cost: Tensor, gt_mask: Tensor) -> Tensor:
+    """Mass of each ground truth (B, M), checked, 0 on padding, in the dtype of the cost."""
+    if not isinstance(mass, Tensor):
+        mass = torch.full(gt_mask.shape, number('gt_mass', mass, at_least=0), dtype=cost.dtype, device=cost.device)
+    if not mass.dim():
+        mass = mass.expand(gt_mask.shape)
+    if mass.shape != gt_mask.shape or mass.is_complex() or mass.device != cost.device:
+        raise ValueError(
+            f'gt_mass must hold one number for each ground truth, {tuple(gt_mask.shape)}, on {cost.device}, got '
+            f'{mass.dtype} of shape {tuple(mass.shape)} on {mass.device}'
+        )
+    mass = torch.where(gt_mask, mass.detach().to(cost.dtype), 0)
+
+    def complain() -> None:
+        bad = (~(mass.isfinite() & (mass >= 0))).nonzero()
+        image, gt = bad[0].tolist()
+        raise ValueError(
+            f'gt_mass must be finite and >= 0, got {mass[image, gt].item()} for ground truth {gt} of image {image} '
+            f'({len(bad)} such in all)'
+        )
+
+    act_if(~(mass.isfinite() & (mass >= 0)).all(), complain)
+    return mass

@@ -1,11 +1,13 @@
 """Each ground truth to its closest prediction."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Optional, Union
 
 import torch
 from torch import Tensor
 
+from uotod_mmdet.arguments import number, switch
 from uotod_mmdet.ot import closest_row
 from uotod_mmdet.registry import TASK_UTILS
 
@@ -27,6 +29,12 @@ class ClosestPredictionAssigner(TransportAssigner):
             is the exact limit; False: each unmatched prediction goes whole to the background, as in the paper's figure.
         **kwargs: See :class:`TransportAssigner`.
     """
+
+    checks = {
+        **TransportAssigner.checks,
+        'threshold': partial(number, infinite=True, optional=True),
+        'uniform_background': switch,
+    }
 
     def __init__(
         self,

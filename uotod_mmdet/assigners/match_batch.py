@@ -6,24 +6,68 @@ from typing import Any, Optional
 
 import torch
 from mmdet.models.task_modules.assigners import (
+    ApproxMaxIoUAssigner,
+    AssignResult,
     ATSSAssigner,
+    CenterRegionAssigner,
     DynamicSoftLabelAssigner,
+    GridAssigner,
     MaxIoUAssigner,
+    MultiInstanceAssigner,
+    PointAssigner,
+    RegionAssigner,
     SimOTAAssigner,
     TaskAlignedAssigner,
+    TopkHungarianAssigner,
+    UniformAssigner,
 )
+from mmengine.structures import InstanceData
 from torch import Tensor
 
-from uotod_mmdet.costs import Batch
+from uotod_mmdet.costs import Batch, as_tensor
 
 from .base import TransportAssigner
+
+_OF_ONE_HEAD = {
+    ApproxMaxIoUAssigner: 'the groups of approximate anchors of GARetinaHead and SABLRetinaHead',
+    GridAssigner: 'the responsible cells of YOLOV3Head',
+    MultiInstanceAssigner: 'proposals that predict several boxes each, as those of MultiInstanceRoIHead',
+    RegionAssigner: "the feature maps' sizes and strides that StageCascadeRPNHead hands over",
+}
+_OF_POINTS = (DynamicSoftLabelAssigner, PointAssigner, SimOTAAssigner)
+_OF_PRIORS = (*_OF_POINTS, ATSSAssigner, CenterRegionAssigner, MaxIoUAssigner, TaskAlignedAssigner, UniformAssigner)
+
+
+def check_assigner(assigner: Any, priors: Optional[str]) -> None:
+    """Check that an assigner of mmdet's can work on what a head has; of others nothing is known before they run.
+
+    Args:
+        assigner: Any assigner.
+        priors: What priors there are: 'anchors', 'points' with strides, or None.
+
+    Raises:
+        ValueError: If the assigner reads what is not there.
+    """
+    reads = next((what for kind, what in _OF_ONE_HEAD.items() if isinstance(assigner, kind)), None)
+    instead = "take an assigner of ours, or mmdet's HungarianAssigner"
+    if reads is None and isinstance(assigner, _OF_POINTS) and priors == 'anchors':
+        reads = "priors as points with strides, and this head's are anchors (x1, y1, x2, y2)"
+        instead = "use dict(type='uotod_mmdet.OTAAssigner') instead"
+    elif reads is None and isinstance(assigner, _OF_PRIORS) and not isinstance(assigner, TopkHungarianAssigner):
+        reads = None if priors else 'priors, which a head of queries does not have'
+    elif reads is not None:
+        reads += ', which this head does not have'
+        instead += ", or mmdet's MaxIoUAssigner or ATSSAssigner" if priors else ''
+    if reads is not None:
+        raise ValueError(f'{type(assigner).__name__} reads {reads}: {instead}.')
 
 
 def reads_predicted_boxes(assigner: Any) -> bool:
     """Whether predicted boxes mean anything to ``assigner``; where not, a dense head need not decode them."""
     if isinstance(assigner, TransportAssigner):
         return assigner.box_source != 'priors'
-    return not isinstance(assigner, (ATSSAssigner, MaxIoUAssigner)) or getattr(assigner, 'alpha', None) is not None
+    by_priors = isinstance(assigner, (ATSSAssigner, CenterRegionAssigner, MaxIoUAssigner))
+    return not by_priors or getattr(assigner, 'alpha', None) is not None
 
 
 @torch.no_grad()
@@ -41,9 +85,9 @@ def match_batch(assigner: Any, batch: Batch, num_level_priors: Optional[Sequence
         part are zero.
 
     Raises:
-        ValueError: If the assigner answers with another shape, or reads priors in a form that anchors do not have.
+        ValueError: If the assigner answers with another shape, or reads what there is not.
     """
-    shape = (*batch.bboxes.shape[:2], batch.gt_labels.size(1) + 1)
+    shape = (*batch.shape[:2], batch.shape[2] + 1)
     if isinstance(assigner, TransportAssigner):
         plan = assigner.plan(batch)[1]
         if plan.shape != shape:
@@ -53,33 +97,36 @@ def match_batch(assigner: Any, batch: Batch, num_level_priors: Optional[Sequence
                 'predictions, ground truths, and the background last.'
             )
         return plan
-    if isinstance(assigner, (SimOTAAssigner, DynamicSoftLabelAssigner)) and batch.priors is not None:
-        raise ValueError(
-            f'{type(assigner).__name__} reads priors as points with strides, but this head has anchors (x1, y1, x2, '
-            "y2): use dict(type='uotod_mmdet.OTAAssigner') instead."
-        )
-    plan = batch.bboxes.new_zeros(shape)
+    check_assigner(assigner, _kind_of_priors(batch, assigner))
+    plan = torch.zeros(shape, dtype=batch.dtype, device=batch.device)
     for index, gts in enumerate(batch.gt_instances):
+        # Tensors of one dtype, whatever box types and dtypes the data set has.
+        plain = dict(gts.items(), labels=batch.gt_labels[index, : len(gts)])
+        if batch.gt_bboxes is not None:
+            plain['bboxes'] = batch.gt_bboxes[index, : len(gts)]
+        gts = InstanceData(**plain)
+        ignored = batch.gt_instances_ignore[index]
+        if ignored is not None:
+            ignored = InstanceData(**{**dict(ignored.items()), 'bboxes': as_tensor(ignored.bboxes).to(plan)})
         predictions = batch.pred_instances(index)
         inside = torch.arange(shape[1], device=plan.device)
         if batch.pred_mask is not None:
             inside = batch.pred_mask[index].nonzero().squeeze(1)
             predictions = predictions[inside]
-        if isinstance(assigner, TaskAlignedAssigner):
+        if isinstance(assigner, (SimOTAAssigner, TaskAlignedAssigner)):
             predictions.scores = predictions.scores.sigmoid()
+        elif isinstance(assigner, UniformAssigner):
+            predictions.decoder_priors = predictions.bboxes
         elif not reads_predicted_boxes(assigner):
             for name in ('bboxes', 'scores'):
                 predictions.pop(name, None)
         known = dict(
             gt_instances=gts,
-            gt_instances_ignore=batch.gt_instances_ignore[index],
+            gt_instances_ignore=ignored,
             img_meta=batch.img_metas[index],
             num_level_priors=_num_level_priors(num_level_priors, batch.pred_mask, index),
         )
-        accepted = inspect.signature(assigner.assign).parameters.values()
-        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in accepted):
-            known = {parameter.name: known[parameter.name] for parameter in accepted if parameter.name in known}
-        gt_inds = assigner.assign(predictions, **known).gt_inds
+        gt_inds = _assign(assigner, predictions, known).gt_inds
         if gt_inds.shape != inside.shape or (len(gt_inds) and not -1 <= gt_inds.min() <= gt_inds.max() <= len(gts)):
             raise ValueError(
                 f'{type(assigner).__name__} answered with gt_inds of shape {tuple(gt_inds.shape)} for '
@@ -88,6 +135,34 @@ def match_batch(assigner: Any, batch: Batch, num_level_priors: Optional[Sequence
         kept = gt_inds >= 0
         plan[index, inside[kept], (gt_inds[kept] - 1) % shape[2]] = 1
     return plan
+
+
+def _kind_of_priors(batch: Batch, assigner: Any) -> Optional[str]:
+    if batch.priors is None:
+        return None
+    points = isinstance(assigner, _OF_POINTS) and (batch.priors[..., 2] == batch.priors[..., 3]).all()
+    return 'points' if points else 'anchors'
+
+
+def _assign(assigner: Any, predictions: InstanceData, known: dict[str, Any]) -> AssignResult:
+    """Call ``assign`` with what it takes of ``known``."""
+    if isinstance(assigner, TopkHungarianAssigner):
+        gts = known['gt_instances']
+        return assigner.assign(predictions.scores, predictions.bboxes, gts.bboxes, gts.labels, known['img_meta'])
+    first, *accepted = inspect.signature(assigner.assign).parameters.values()
+    missing = [p.name for p in accepted if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
+    missing = [name for name in missing if name not in known]
+    if missing:
+        raise ValueError(f'{type(assigner).__name__}.assign needs {", ".join(missing)}, which this head does not give.')
+    if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in accepted):
+        known = {parameter.name: known[parameter.name] for parameter in accepted if parameter.name in known}
+    try:
+        return assigner.assign(predictions, **known)
+    except AttributeError as error:
+        raise ValueError(
+            f'{type(assigner).__name__} reads what this head does not give ({error}): predictions hold '
+            f'{", ".join(sorted(predictions.keys()))}, ground truths {", ".join(sorted(known["gt_instances"].keys()))}.'
+        ) from error
 
 
 def _num_level_priors(

@@ -5,6 +5,7 @@ from typing import Any, Union
 import torch
 from torch import Tensor
 
+from uotod_mmdet.arguments import number
 from uotod_mmdet.costs import Batch, batch_cost
 from uotod_mmdet.ops.deferred import host_may_wait
 from uotod_mmdet.registry import TASK_UTILS
@@ -53,9 +54,8 @@ class OTAAssigner(BalancedSinkhornAssigner):
         normalize_cost: bool = False,
         **kwargs: Any,
     ) -> None:
-        for name, value in dict(cls_weight=cls_weight, iou_weight=iou_weight, center_cost=center_cost).items():
-            if not value >= 0:
-                raise ValueError(f'{name} must be >= 0, got {value}')
+        weights = dict(cls_weight=cls_weight, iou_weight=iou_weight, center_cost=center_cost)
+        cls_weight, iou_weight, center_cost = (number(name, value, at_least=0) for name, value in weights.items())
         super().__init__(
             match_costs=[
                 dict(type='uotod_mmdet.LogIoUCost', weight=iou_weight),

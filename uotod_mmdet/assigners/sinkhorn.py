@@ -8,6 +8,7 @@ from typing import Any, Optional, Union
 import torch
 from torch import Tensor
 
+from uotod_mmdet.arguments import number, switch
 from uotod_mmdet.costs import Batch, pairwise_overlaps
 from uotod_mmdet.ot import sinkhorn, solve_with_pot
 from uotod_mmdet.registry import TASK_UTILS
@@ -17,10 +18,23 @@ from .base import TransportAssigner
 
 def dynamic_k(batch: Batch, topq: int) -> Tensor:
     """The sum of each ground truth's largest IoUs with the predictions, at least 1, (B, M) (OTA, section 3.3)."""
+    if batch.bboxes is None or batch.gt_bboxes is None:
+        raise ValueError(
+            f"gt_mass='dynamic_k' needs bboxes (N, 4) of both sides; there are {batch.given()}: set gt_mass to a "
+            'number.'
+        )
     overlaps = pairwise_overlaps(batch.bboxes, batch.gt_bboxes)
     if batch.pred_mask is not None:
         overlaps = overlaps * batch.pred_mask[:, :, None]
     return overlaps.topk(min(topq, overlaps.size(1)), dim=1).values.sum(1).clamp(min=1)
+
+
+def _check_mass(name: str, value: Any) -> Union[float, str]:
+    if isinstance(value, str):
+        if value != 'dynamic_k':
+            raise ValueError(f"{name} must be a positive number or 'dynamic_k', got {value!r}")
+        return value
+    return number(name, value, above=0, hint=" (or 'dynamic_k')")
 
 
 @TASK_UTILS.register_module()
@@ -50,6 +64,16 @@ class BalancedSinkhornAssigner(TransportAssigner):
     reg_pred: Optional[float] = None
     reg_target: Optional[float] = None
     newton_after: Optional[int] = 40  # see ot.sinkhorn
+    checks = {
+        **TransportAssigner.checks,
+        'reg': partial(number, above=0, optional=True),
+        'reg_dimless': partial(number, above=0),
+        'normalize_cost': switch,
+        'num_iter': partial(number, above=0, whole=True),
+        'tol': partial(number, above=0),
+        'gt_mass': _check_mass,
+        'topq': partial(number, above=0, whole=True),
+    }
 
     def __init__(
         self,
@@ -65,14 +89,8 @@ class BalancedSinkhornAssigner(TransportAssigner):
         **kwargs: Any,
     ) -> None:
         super().__init__(match_costs, **kwargs)
-        if isinstance(gt_mass, str) and gt_mass != 'dynamic_k':
-            raise ValueError(f"gt_mass must be a positive number or 'dynamic_k', got {gt_mass!r}")
         if solver not in ('native', 'pot'):
             raise ValueError(f"solver must be 'native' or 'pot', got {solver!r}")
-        numbers = dict(reg=reg, reg_dimless=reg_dimless, num_iter=num_iter, tol=tol, gt_mass=gt_mass, topq=topq)
-        for name, value in numbers.items():
-            if value is not None and value != 'dynamic_k' and not value > 0:
-                raise ValueError(f'{name} must be positive, got {value}')
         self.reg = reg
         self.reg_dimless = reg_dimless
         self.normalize_cost = normalize_cost
@@ -135,6 +153,16 @@ class UnbalancedSinkhornAssigner(BalancedSinkhornAssigner):
         **kwargs: See :class:`BalancedSinkhornAssigner`.
     """
 
+    checks = {
+        **BalancedSinkhornAssigner.checks,
+        **dict.fromkeys(
+            ('reg_pred', 'reg_target'),
+            partial(
+                number, at_least=0, infinite=True, optional=True, hint=', or None for a marginal that is kept exactly'
+            ),
+        ),
+    }
+
     def __init__(
         self,
         match_costs: Union[dict, Sequence[dict]],
@@ -143,8 +171,5 @@ class UnbalancedSinkhornAssigner(BalancedSinkhornAssigner):
         **kwargs: Any,
     ) -> None:
         super().__init__(match_costs, **kwargs)
-        for name, value in (('reg_pred', reg_pred), ('reg_target', reg_target)):
-            if value is not None and not value >= 0:
-                raise ValueError(f'{name} must be >= 0, or None for a marginal that is kept exactly, got {value}')
         self.reg_pred = reg_pred
         self.reg_target = reg_target

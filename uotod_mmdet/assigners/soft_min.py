@@ -1,11 +1,13 @@
 """Each side to the other by a softmin of costs."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Optional, Union
 
 import torch
 from torch import Tensor
 
+from uotod_mmdet.arguments import number
 from uotod_mmdet.ot import softmin
 from uotod_mmdet.registry import TASK_UTILS
 
@@ -31,6 +33,12 @@ class SoftMinAssigner(TransportAssigner):
         **kwargs: See :class:`TransportAssigner`.
     """
 
+    checks = {
+        **TransportAssigner.checks,
+        'reg': partial(number, above=0),
+        'background_weight': partial(number, at_least=0),
+    }
+
     def __init__(
         self,
         match_costs: Union[dict, Sequence[dict]],
@@ -42,10 +50,6 @@ class SoftMinAssigner(TransportAssigner):
         super().__init__(match_costs, **kwargs)
         if source not in SOURCES:
             raise ValueError(f'source must be one of {SOURCES}, got {source!r}')
-        if not reg > 0:
-            raise ValueError(f'reg must be positive, got {reg}')
-        if not background_weight >= 0:
-            raise ValueError(f'background_weight must be >= 0, got {background_weight}')
         self.source = source
         self.reg = reg
         self.background_weight = background_weight

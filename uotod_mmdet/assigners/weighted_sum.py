@@ -5,6 +5,7 @@ from typing import Any, Optional, Union
 
 from torch import Tensor
 
+from uotod_mmdet.arguments import number, switch
 from uotod_mmdet.registry import TASK_UTILS
 
 from .base import TransportAssigner
@@ -32,17 +33,31 @@ class WeightedSumAssigner(TransportAssigner):
         **kwargs: Any,
     ) -> None:
         super().__init__(match_costs, **kwargs)
+        strategies = [strategies] if isinstance(strategies, dict) else list(strategies)
         weights = [1.0] * len(strategies) if weights is None else list(weights)
         if not strategies or len(weights) != len(strategies):
             raise ValueError(f'weights must hold one number for each strategy, got {weights} for {len(strategies)}')
-        if not all(weight >= 0 for weight in weights) or not sum(weights) > 0:
-            raise ValueError(f'weights must be >= 0 and not all 0, got {weights}')
+        normalize = switch('normalize', normalize)
+        weights = [number(f'weights[{index}]', weight, at_least=0) for index, weight in enumerate(weights)]
+        if not sum(weights) > 0:
+            raise ValueError(f'weights must not be all 0, got {weights}')
         if any('match_costs' in strategy for strategy in strategies):
             raise ValueError('strategies share the match_costs of WeightedSumAssigner: take theirs out')
         shared = dict(match_costs=match_costs, background=self.background, background_cost=self.background_cost)
-        self.strategies = [TASK_UTILS.build({**shared, **strategy}) for strategy in strategies]
+        self.strategies = [_build({**shared, **strategy}) for strategy in strategies]
         self.weights = [weight / sum(weights) for weight in weights] if normalize else weights
 
     def _plan(self, cost: Tensor, gt_mask: Tensor, gt_mass: Optional[Tensor], pred_mask: Tensor) -> Tensor:
         plans = (strategy.match(cost[:, :, :-1], gt_mask, gt_mass, pred_mask) for strategy in self.strategies)
         return sum(weight * plan for weight, plan in zip(self.weights, plans))
+
+
+def _build(config: dict) -> TransportAssigner:
+    hint = "strategies must be assigners of uotod_mmdet, which have plans: write type='uotod_mmdet....'"
+    try:
+        strategy = TASK_UTILS.build(config)
+    except TypeError as error:
+        raise TypeError(f'{config.get("type")}: {error} ({hint})') from error
+    if not isinstance(strategy, TransportAssigner):
+        raise TypeError(f'{hint}, got {type(strategy).__name__}')
+    return strategy

@@ -6,8 +6,10 @@ from mmdet.models.task_modules.assigners.match_cost import BaseMatchCost
 from mmengine.structures import InstanceData
 from torch import Tensor
 
+from uotod_mmdet.arguments import number
 from uotod_mmdet.registry import TASK_UTILS
 
+from .boxes import float_boxes
 from .overlaps import pairwise_overlaps
 
 
@@ -24,10 +26,10 @@ class LogIoUCost(BaseMatchCost):
     """
 
     def __init__(self, weight: float = 1.0, eps: float = 1e-3) -> None:
-        super().__init__(weight)
-        if not 0 < eps < 1:
+        super().__init__(number('weight', weight))
+        self.eps = number('eps', eps, above=0)
+        if not self.eps < 1:
             raise ValueError(f'eps must be in (0, 1), got {eps}')
-        self.eps = eps
 
     def cost(self, bboxes: Tensor, gt_bboxes: Tensor) -> Tensor:
         """Cost (..., N, M) of boxes (..., N, 4) and ground truths (..., M, 4), pixels."""
@@ -37,4 +39,4 @@ class LogIoUCost(BaseMatchCost):
         self, pred_instances: InstanceData, gt_instances: InstanceData, img_meta: Optional[dict] = None, **kwargs
     ) -> Tensor:
         """Cost of one image, (N, M)."""
-        return self.cost(pred_instances.bboxes, gt_instances.bboxes)
+        return self.cost(*float_boxes(pred_instances.bboxes, gt_instances.bboxes))

@@ -1,38 +1,53 @@
 """The costs of a whole batch of images from mmdet's match costs."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, Optional, Union
+from collections.abc import Callable, Mapping, Sequence
+from functools import reduce
+from typing import Any, NamedTuple, NoReturn, Optional, Union
 
 import torch
 from mmdet.models.task_modules.assigners.match_cost import BBoxL1Cost, ClassificationCost, FocalLossCost, IoUCost
-from mmdet.structures.bbox import bbox_overlaps, bbox_xyxy_to_cxcywh
+from mmdet.structures.bbox import BaseBoxes, HorizontalBoxes, bbox_overlaps, bbox_xyxy_to_cxcywh
 from mmengine.structures import InstanceData
 from torch import Tensor
 
 from uotod_mmdet.ops.deferred import act_if, host_may_wait, to_device_of
 from uotod_mmdet.ops.native import Kernel
 
+from .boxes import as_tensor
 from .log_iou_cost import LogIoUCost
 from .overlaps import pairwise_overlaps
 from .prior_costs import InsideGTCost, PriorCenterCost, PriorCost, PriorIoUCost, prior_centers_and_sizes
 
 BOX_SOURCES = ('auto', 'bboxes', 'priors')
+STACKED = ('bboxes', 'scores', 'priors')
 
 
 class Batch(NamedTuple):
-    """Predictions and padded ground truths of B images, in float32 or float64."""
+    """Predictions and padded ground truths of B images; boxes and scores in one dtype, float32 or float64."""
 
-    bboxes: Tensor  # (B, N, 4) xyxy pixels, predicted or priors as box_source says
+    bboxes: Optional[Tensor]  # (B, N, 4) xyxy pixels, predicted or priors as box_source says
     scores: Optional[Tensor]  # (B, N, C) as the head gives them, logits for most
     priors: Optional[Tensor]  # (B, N, 4)
-    gt_bboxes: Tensor  # (B, M, 4) xyxy pixels
-    gt_labels: Tensor  # (B, M)
-    gt_mask: Tensor  # (B, M) False on padding and on boxes without area
+    gt_bboxes: Optional[Tensor]  # (B, M, 4) xyxy pixels
+    gt_labels: Tensor  # (B, M) int64
+    gt_mask: Tensor  # (B, M) False on padding and, where boxes are compared, on those without area
     pred_mask: Optional[Tensor]  # (B, N) False on predictions that take no part; None: all do
-    predictions: Union[Sequence[InstanceData], Mapping[str, Tensor]]  # as given
+    predictions: Union[Sequence[InstanceData], Mapping[str, Any]]  # as given
     gt_instances: Sequence[InstanceData]
     gt_instances_ignore: Sequence[Optional[InstanceData]]
     img_metas: Sequence[dict]
+    num_preds: int
+    dtype: torch.dtype  # of costs and plans
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """B, N, M."""
+        return len(self.gt_mask), self.num_preds, self.gt_mask.size(1)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the tensors lie."""
+        return self.gt_mask.device
 
     def pred_instances(self, index: int) -> InstanceData:
         """The predictions of one image, as given."""
@@ -40,10 +55,27 @@ class Batch(NamedTuple):
             return InstanceData(**{name: values[index] for name, values in self.predictions.items()})
         return self.predictions[index]
 
+    def given(self) -> str:
+        """Which fields predictions and ground truths hold, for messages."""
+        if isinstance(self.predictions, Mapping) or not self.predictions:
+            of_preds = sorted(self.predictions)
+        else:
+            of_preds = sorted(self.predictions[0].keys())
+        return f'{of_preds} of predictions and {sorted(self.gt_instances[0].keys())} of ground truths'
 
-def as_tensor(boxes: Any) -> Tensor:
-    """The tensor of boxes that may come as mmdet's box type."""
-    return boxes if isinstance(boxes, Tensor) else boxes.tensor
+
+def as_labels(labels: Tensor, name: str = 'gt_instances.labels') -> Tensor:
+    """Labels of any integer dtype as int64; of no labels, whatever dtype ``torch.zeros(0)`` gave them.
+
+    Raises:
+        TypeError: If there are labels and they are no integers.
+    """
+    if labels.numel() and (labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool):
+        raise TypeError(
+            f'{name} must hold integers, numbers of classes, got {labels.dtype}: convert them with labels.long() where '
+            'the data set or the pipeline makes them.'
+        )
+    return labels.long()
 
 
 def prior_boxes(priors: Tensor) -> Tensor:
@@ -53,67 +85,149 @@ def prior_boxes(priors: Tensor) -> Tensor:
 
 
 def make_batch(
-    predictions: Union[Sequence[InstanceData], Mapping[str, Tensor]],
+    predictions: Union[Sequence[InstanceData], Mapping[str, Any]],
     gt_instances: Sequence[InstanceData],
-    img_metas: Optional[Sequence[dict]] = None,
+    img_metas: Optional[Sequence[Optional[dict]]] = None,
     box_source: str = 'auto',
     gt_instances_ignore: Optional[Sequence[Optional[InstanceData]]] = None,
     pred_mask: Optional[Tensor] = None,
+    num_classes: Optional[int] = None,
 ) -> Batch:
     """Stack the predictions and pad the ground truths of a batch of images.
+
+    Boxes may be tensors or mmdet's box types, of any dtype. Fields that are not listed, such as masks and points, reach
+    the costs that are called one image at a time as they are.
 
     Args:
         predictions: For each of B images N predictions with what the costs read: ``scores`` (N, C), ``bboxes``
             (N, 4), ``priors`` (N, 4); boxes in pixels. Or the same stacked: a mapping of these names to (B, N, .).
-        gt_instances: For each image its ground truths: ``bboxes`` (M_i, 4) pixels, ``labels`` (M_i,).
+        gt_instances: For each image its ground truths: ``labels`` (M_i,) of any integer dtype, ``bboxes`` (M_i, 4)
+            pixels.
         img_metas: Meta information of each image; BBoxL1Cost reads ``img_shape``.
         box_source: What the costs see as ``bboxes``: 'bboxes', 'priors', or 'auto' (priors where there are no bboxes).
         gt_instances_ignore: For each image its ignored (crowd) boxes, ``bboxes`` (I_i, 4) pixels, or None.
         pred_mask: False on predictions that take no part, such as anchors on the padding of an image, (B, N).
+        num_classes: Number of foreground classes, labels 0 to num_classes - 1. None: as many as the scores' columns.
 
     Raises:
-        ValueError: If ``box_source`` does not fit, or a label is not a class of the scores.
+        TypeError: If labels are no integers.
+        ValueError: If ``box_source`` does not fit, the images differ in their number of predictions, a mask has another
+            shape or dtype, or a label is no foreground class.
     """
-    fields = {}
-    for name in ('bboxes', 'scores', 'priors'):
-        if isinstance(predictions, Mapping):
-            stacked = predictions.get(name)
-        elif all(name in pred for pred in predictions):
-            stacked = torch.stack([as_tensor(pred[name]) for pred in predictions])
-        else:
-            stacked = None
-        if stacked is not None:
-            fields[name] = stacked.detach().to(torch.promote_types(stacked.dtype, torch.float32)).contiguous()
-    if 'priors' in fields and (box_source == 'priors' or (box_source == 'auto' and 'bboxes' not in fields)):
-        fields['bboxes'] = prior_boxes(fields['priors'])
-    if 'bboxes' not in fields or (box_source == 'priors' and 'priors' not in fields):
+    labels = class_labels(gt_instances)
+    num_preds, dtype, fields = _stack(predictions)
+    bboxes, scores, priors = (
+        fields[name].detach().to(dtype).contiguous() if name in fields else None for name in STACKED
+    )
+    # Proposals of a first stage carry one score each, which is none of a class.
+    scores = scores if scores is not None and scores.dim() == 3 else None
+    bboxes, priors = (boxes if boxes is not None and boxes.shape[2:] == (4,) else None for boxes in (bboxes, priors))
+    if (bboxes if box_source == 'bboxes' else priors) is None and box_source != 'auto':
         raise ValueError(
-            f'box_source={box_source!r} does not fit predictions that hold {sorted(fields)}: '
-            'this head gives the assigner ' + ('no priors.' if 'bboxes' in fields else "priors only; use 'auto'.")
+            f'box_source={box_source!r} does not fit predictions that hold {sorted(fields)}: this head gives the '
+            f"assigner no {box_source} (N, 4); use 'auto'."
         )
-    gt_bboxes, gt_labels = pad([as_tensor(gt.bboxes) for gt in gt_instances], [gt.labels for gt in gt_instances])
-    gt_bboxes = gt_bboxes.to(fields['bboxes'])
-    _check_labels(gt_labels, fields.get('scores'))
+    if priors is not None and (box_source == 'priors' or 'bboxes' not in fields):
+        bboxes = prior_boxes(priors)
+    gt_labels, gt_bboxes = _pad_ground_truths(labels, gt_instances, dtype)
+    if not labels and fields:
+        gt_labels, gt_bboxes = (values.to(next(iter(fields.values())).device) for values in (gt_labels, gt_bboxes))
+    if bboxes is not None and gt_bboxes is not None:
+        gt_mask = (gt_bboxes[..., 2:] > gt_bboxes[..., :2]).all(-1)
+    else:
+        gt_mask = _real(labels, gt_labels)
+    if pred_mask is not None and (pred_mask.dtype != torch.bool or pred_mask.shape != (len(labels), num_preds)):
+        raise ValueError(
+            f'pred_mask must be bool of shape {(len(labels), num_preds)}, got {pred_mask.dtype} of shape '
+            f'{tuple(pred_mask.shape)}'
+        )
+    if not all('positive_maps' in gt for gt in gt_instances):  # those say which scores, of tokens, are an object's
+        _check_labels(gt_labels, scores, num_classes)
     return Batch(
-        bboxes=fields['bboxes'],
-        scores=fields.get('scores'),
-        priors=fields.get('priors'),
+        bboxes=bboxes,
+        scores=scores,
+        priors=priors,
         gt_bboxes=gt_bboxes,
         gt_labels=gt_labels,
-        gt_mask=(gt_bboxes[..., 2:] > gt_bboxes[..., :2]).all(-1),
+        gt_mask=gt_mask,
         pred_mask=pred_mask,
         predictions=predictions,
         gt_instances=gt_instances,
         gt_instances_ignore=gt_instances_ignore or [None] * len(gt_instances),
-        img_metas=img_metas or [{}] * len(gt_instances),
+        img_metas=[meta or {} for meta in img_metas or [None] * len(gt_instances)],
+        num_preds=num_preds,
+        dtype=dtype,
     )
+
+
+def _stack(predictions: Union[Sequence[InstanceData], Mapping[str, Any]]) -> tuple[int, torch.dtype, dict[str, Tensor]]:
+    """N, the widest dtype of the predictions, at least float32, and the fields that the batched costs read, stacked."""
+    if isinstance(predictions, Mapping):
+        values = {name: as_tensor(value) for name, value in predictions.items()}
+        num_preds = next((value.size(1) for value in values.values() if isinstance(value, Tensor)), 0)
+        fields = {name: values[name] for name in STACKED if values.get(name) is not None}
+    else:
+        counts = sorted({len(pred) for pred in predictions})
+        if len(counts) > 1:
+            raise ValueError(f'images of one batch must have the same number of predictions, got {counts}')
+        num_preds = counts[0] if counts else 0
+        values = {name: as_tensor(value) for name, value in predictions[0].items()} if predictions else {}
+        fields = {
+            name: torch.stack([as_tensor(pred[name]) for pred in predictions])
+            for name in STACKED
+            if name in values and all(name in pred for pred in predictions)
+        }
+    dtypes = (value.dtype for value in values.values() if isinstance(value, Tensor) and value.is_floating_point())
+    return num_preds, reduce(torch.promote_types, dtypes, torch.float32), fields
+
+
+def _pad_ground_truths(
+    labels: list[Tensor], gt_instances: Sequence[InstanceData], dtype: torch.dtype
+) -> tuple[Tensor, Optional[Tensor]]:
+    """Labels (B, M), and boxes (B, M, 4) if all images have some of that form."""
+    if not labels:
+        return torch.zeros(0, 0, dtype=torch.long), torch.zeros(0, 0, 4, dtype=dtype)
+    boxes = [as_tensor(gt.bboxes) if 'bboxes' in gt else None for gt in gt_instances]
+    boxes = [box if box is None or len(box) else box.reshape(0, 4) for box in boxes]
+    if any(box is None or box.shape[1:] != (4,) for box in boxes):
+        return pad(labels)[0], None
+    gt_labels, gt_bboxes = pad(labels, boxes)
+    return gt_labels, gt_bboxes.to(dtype)
+
+
+def class_labels(gt_instances: Sequence[InstanceData]) -> list[Tensor]:
+    """Labels of each image (M_i,) as int64, whatever integers they came as; without objects any dtype will do.
+
+    Raises:
+        TypeError: If there are none, or they are no integers.
+        ValueError: If their shape is another.
+    """
+    found = []
+    for index, gt in enumerate(gt_instances):
+        labels = gt.get('labels')
+        name = f'gt_instances.labels of image {index} of the batch'
+        if not isinstance(labels, Tensor):
+            raise TypeError(
+                f'{name} must be a tensor of integers, got {"none" if labels is None else type(labels).__name__}; '
+                f'gt_instances holds {sorted(gt.keys())}.'
+            )
+        if labels.dim() != 1 and labels.numel() != len(labels):
+            raise ValueError(
+                f'{name} must have shape ({len(gt)},), one class for each ground truth, got {tuple(labels.shape)}'
+            )
+        found.append(as_labels(labels, name).flatten())
+    return found
+
+
+def _real(of_images: Sequence[Tensor], padded: Tensor) -> Tensor:
+    """False on padding, (B, M); M is the second size of ``padded``."""
+    places = torch.arange(padded.size(1), device=padded.device)
+    return places < to_device_of(places, [len(values) for values in of_images])[:, None]
 
 
 def pad(*fields: Sequence[Tensor]) -> list[Tensor]:
     """From what each image has, (M_i, ...), to (B, M, ...), zero where an image has less; torch pads one at a time."""
-    counts = [len(values) for values in fields[0]]
-    places = torch.arange(max(counts), device=fields[0][0].device)
-    real = places < to_device_of(places, counts)[:, None]
+    real = _real(fields[0], torch.empty(0, max(map(len, fields[0])), device=fields[0][0].device))
     padded = []
     for field in fields:
         values = torch.cat(list(field))
@@ -131,18 +245,20 @@ def batch_cost(match_costs: Sequence, batch: Batch, out: Optional[Tensor] = None
     Args:
         match_costs: mmdet match costs, or any callables of their signature.
         batch: What :func:`make_batch` returns.
-        out: Where to put the costs, (B, N, M), in the dtype of the boxes; it may be a part of a larger tensor.
+        out: Where to put the costs, (B, N, M), in the batch's dtype; it may be a part of a larger tensor.
 
     Returns:
-        Costs in the dtype of the boxes, 0 on padding and on predictions that take no part, (B, N, M).
+        Costs in the batch's dtype, 0 on padding and on predictions that take no part, (B, N, M).
 
     Raises:
         ValueError: If a cost is not finite, naming the image, the cost and how many entries; or if a cost reads what
             the head does not give.
     """
-    with torch.autocast(batch.bboxes.device.type, enabled=False), torch.no_grad():
+    with torch.autocast(batch.device.type, enabled=False), torch.no_grad():
         if out is None:
-            out = batch.bboxes.new_empty(*batch.bboxes.shape[:2], batch.gt_bboxes.size(1))
+            out = torch.empty(batch.shape, dtype=batch.dtype, device=batch.device)
+        if not out.numel():
+            return out  # and no complaint about what the costs would need
         bad = _sum_compiled(match_costs, batch, out)
         if bad is None:
             total = zero_padding(sum(_term(cost, batch) for cost in match_costs), batch.gt_mask, batch.pred_mask)
@@ -168,16 +284,17 @@ def _sum_compiled(match_costs: Sequence, batch: Batch, out: Tensor) -> Optional[
     inputs.update(gt_mask=batch.gt_mask, pred_mask=batch.pred_mask, cost=out)
     if not COSTS.takes(**inputs):
         return None
+    has_boxes = batch.bboxes is not None and batch.gt_bboxes is not None
     classes = dict(scores=batch.scores, labels=batch.gt_labels)
     classes_fit = batch.scores is not None and COSTS.takes(**classes)
     terms, others = [], []
     for match_cost in match_costs:
         kind, weight = type(match_cost), getattr(match_cost, 'weight', 1.0)
-        if kind is IoUCost and match_cost.iou_mode in ('iou', 'giou'):
+        if kind is IoUCost and match_cost.iou_mode in ('iou', 'giou') and has_boxes:
             terms.append((_IOU if match_cost.iou_mode == 'iou' else _GIOU, -weight, 0, 0, 0, 0))
-        elif kind is LogIoUCost:
+        elif kind is LogIoUCost and has_boxes:
             terms.append((_LOG_IOU, -weight, match_cost.eps, 0, 0, 0))
-        elif kind is BBoxL1Cost:
+        elif kind is BBoxL1Cost and has_boxes:
             inputs['sizes'] = _image_sizes(batch)
             terms.append((_L1, weight, 0, 0, 0, match_cost.box_format == 'xywh'))
         elif kind is ClassificationCost and classes_fit:
@@ -210,39 +327,77 @@ def _real_pairs(batch: Batch) -> Tensor:
 
 def _term(match_cost: Any, batch: Batch) -> Tensor:
     """One match cost of the batch, (B, N, M), anything on padding."""
-    compute = _BATCHED.get(type(match_cost))
-    if compute is None or (type(match_cost) is FocalLossCost and match_cost.binary_input):
-        return _one_image_at_a_time(match_cost, batch)
+    compute, needs = _BATCHED.get(type(match_cost), (_one_image_at_a_time, ()))
+    if type(match_cost) is FocalLossCost and match_cost.binary_input:  # of masks
+        compute, needs = _one_image_at_a_time, ()
+    for name in needs:
+        if getattr(batch, name) is None:
+            _raise_missing(match_cost, name, batch)
     return compute(match_cost, batch)
 
 
+def _raise_missing(match_cost: Any, name: str, batch: Batch) -> NoReturn:
+    name, shape = {
+        'scores': ('scores', '(N, C)'),
+        'gt_bboxes': ('bboxes of ground truths', '(M, 4)'),
+    }.get(name, (name, '(N, 4)'))
+    suits = 'leave the cost out, or use a prediction-aware head'
+    if name == 'priors':
+        suits = 'it suits heads with anchors or points, not query-based ones such as DETRHead'
+    raise ValueError(
+        f'{type(match_cost).__name__} needs {name} {shape}, but this head gives the assigner only {batch.given()}: '
+        f'{suits}.'
+    )
+
+
 def _one_image_at_a_time(match_cost: Any, batch: Batch) -> Tensor:
-    term = batch.bboxes.new_zeros(*batch.bboxes.shape[:2], batch.gt_bboxes.size(1))
+    term = torch.zeros(batch.shape, dtype=batch.dtype, device=batch.device)
     for index, gt in enumerate(batch.gt_instances):
-        if len(gt):
-            pred = InstanceData(**{**dict(batch.pred_instances(index).items()), 'bboxes': batch.bboxes[index]})
-            gt = InstanceData(**{**dict(gt.items()), 'bboxes': batch.gt_bboxes[index, : len(gt)]})
-            term[index, :, : len(gt)] = match_cost(
-                pred_instances=pred, gt_instances=gt, img_meta=batch.img_metas[index]
+        if not (len(gt) and batch.num_preds):
+            continue
+        pred = batch.pred_instances(index)
+        boxes = {name: getattr(batch, name)[index] for name in ('bboxes', 'priors') if getattr(batch, name) is not None}
+        truth = dict(labels=batch.gt_labels[index, : len(gt)])
+        if batch.gt_bboxes is not None:
+            truth['bboxes'] = batch.gt_bboxes[index, : len(gt)]
+        try:
+            cost = match_cost(
+                pred_instances=_with(pred, boxes), gt_instances=_with(gt, truth), img_meta=batch.img_metas[index]
             )
+        except AttributeError as error:
+            if "'InstanceData' object has no attribute" not in str(error):
+                raise
+            raise ValueError(
+                f'{type(match_cost).__name__} needs a field that this head does not give the assigner ({error}); there '
+                f'are {batch.given()}.'
+            ) from error
+        if cost.shape != (batch.num_preds, len(gt)):
+            raise ValueError(
+                f'{type(match_cost).__name__} answered with a cost of shape {tuple(cost.shape)} for '
+                f'{batch.num_preds} predictions and {len(gt)} ground truths'
+            )
+        term[index, :, : len(gt)] = cost
     return term
 
 
-def _scores(match_cost: Any, batch: Batch) -> Tensor:
-    if batch.scores is None:
-        raise ValueError(
-            f'{type(match_cost).__name__} needs scores, but this head gives the assigner only '
-            f'{sorted(batch.pred_instances(0).keys())}: leave the cost out, or use a prediction-aware head.'
-        )
-    return batch.scores
+def _with(instances: InstanceData, values: dict[str, Tensor]) -> InstanceData:
+    """The instances with ``values`` and without half precision; boxes that are not horizontal stay for their costs."""
+    fields = dict(instances.items())
+    for name, value in fields.items():
+        if isinstance(value, Tensor) and value.dtype in (torch.float16, torch.bfloat16):
+            fields[name] = value.float()  # autocast is off
+    for name, value in values.items():
+        if not isinstance(fields.get(name), BaseBoxes) or isinstance(fields[name], HorizontalBoxes):
+            fields[name] = value
+    return InstanceData(metainfo=dict(instances.metainfo_items()), **fields)
 
 
 def _classification(match_cost: ClassificationCost, batch: Batch) -> Tensor:
-    return -match_cost.weight * _of_gt_class(_scores(match_cost, batch).softmax(-1), batch)
+    return -match_cost.weight * _of_gt_class(batch.scores.softmax(-1), batch)
 
 
 def _focal(match_cost: FocalLossCost, batch: Batch) -> Tensor:
-    prob = _of_gt_class(_scores(match_cost, batch), batch).sigmoid()
+    prob = _of_gt_class(batch.scores, batch).sigmoid()
     alpha, gamma, eps = match_cost.alpha, match_cost.gamma, match_cost.eps
     negative = -(1 - prob + eps).log() * (1 - alpha) * prob.pow(gamma)
     positive = -(prob + eps).log() * alpha * (1 - prob).pow(gamma)
@@ -285,41 +440,36 @@ def _log_iou(match_cost: LogIoUCost, batch: Batch) -> Tensor:
 
 
 def _prior(match_cost: PriorCost, batch: Batch) -> Tensor:
-    if batch.priors is None:
-        raise ValueError(
-            f'{type(match_cost).__name__} needs priors, but this head gives the assigner only '
-            f'{sorted(batch.pred_instances(0).keys())}: it suits heads with anchors or points, not query-based ones '
-            'such as DETRHead.'
-        )
     return match_cost.cost(batch.priors, batch.gt_bboxes)
 
 
-# By exact type: a subclass may compute something else.
-_BATCHED = {
-    ClassificationCost: _classification,
-    FocalLossCost: _focal,
-    BBoxL1Cost: _box_l1,
-    IoUCost: _iou,
-    LogIoUCost: _log_iou,
-    PriorCenterCost: _prior,
-    InsideGTCost: _prior,
-    PriorIoUCost: _prior,
+# How a cost is computed for a batch, and the fields it needs. By exact type: a subclass may compute something else.
+_BATCHED: dict[type, tuple[Callable[[Any, Batch], Tensor], tuple[str, ...]]] = {
+    ClassificationCost: (_classification, ('scores',)),
+    FocalLossCost: (_focal, ('scores',)),
+    BBoxL1Cost: (_box_l1, ('bboxes', 'gt_bboxes')),
+    IoUCost: (_iou, ('bboxes', 'gt_bboxes')),
+    LogIoUCost: (_log_iou, ('bboxes', 'gt_bboxes')),
+    PriorCenterCost: (_prior, ('priors', 'gt_bboxes')),
+    InsideGTCost: (_prior, ('priors', 'gt_bboxes')),
+    PriorIoUCost: (_prior, ('priors', 'gt_bboxes')),
 }
 
 
-def _check_labels(gt_labels: Tensor, scores: Optional[Tensor]) -> None:
-    if scores is None or not gt_labels.numel():
+def _check_labels(gt_labels: Tensor, scores: Optional[Tensor], num_classes: Optional[int]) -> None:
+    if not gt_labels.numel() or (scores is None and num_classes is None):
         return
-    num_classes = scores.size(-1)
+    classes = scores.size(-1) if num_classes is None else num_classes
+    there_are = f'the scores have {classes} classes' if num_classes is None else f'num_classes={classes}'
 
     def complain() -> None:
         raise ValueError(
-            f'gt_instances.labels holds {gt_labels.min().item()} to {gt_labels.max().item()}, but the scores have '
-            f'{num_classes} classes: set num_classes of the head to the number of classes of the data set, and check '
-            "the data set's metainfo."
+            f'gt_instances.labels holds {gt_labels.min().item()} to {gt_labels.max().item()}, but {there_are}, so that '
+            f'labels are 0 to {classes - 1}: count labels from 0, set num_classes of the head to the number of classes '
+            "of the data set, and check the data set's metainfo."
         )
 
-    act_if(((gt_labels < 0) | (gt_labels >= num_classes)).any(), complain)
+    act_if(((gt_labels < 0) | (gt_labels >= classes)).any(), complain)
 
 
 def _raise_not_finite(match_costs: Sequence, batch: Batch, total: Tensor) -> None:

@@ -7,8 +7,10 @@ from mmdet.models.task_modules.assigners.match_cost import BaseMatchCost
 from mmengine.structures import InstanceData
 from torch import Tensor
 
+from uotod_mmdet.arguments import number
 from uotod_mmdet.registry import TASK_UTILS
 
+from .boxes import float_boxes
 from .overlaps import pairwise_overlaps
 
 PRIOR_FORMATS = ('auto', 'anchor', 'point')
@@ -41,7 +43,7 @@ class PriorCost(BaseMatchCost):
     def __init__(self, weight: float, prior_format: str) -> None:
         if prior_format not in PRIOR_FORMATS:
             raise ValueError(f'prior_format must be one of {PRIOR_FORMATS}, got {prior_format!r}')
-        super().__init__(weight)
+        super().__init__(number('weight', weight))
         self.prior_format = prior_format
 
     def cost(self, priors: Tensor, gt_bboxes: Tensor) -> Tensor:
@@ -52,7 +54,7 @@ class PriorCost(BaseMatchCost):
         self, pred_instances: InstanceData, gt_instances: InstanceData, img_meta: Optional[dict] = None, **kwargs
     ) -> Tensor:
         """Cost of one image, (N, M)."""
-        return self.cost(pred_instances.priors, gt_instances.bboxes)
+        return self.cost(*float_boxes(pred_instances.priors, gt_instances.bboxes))
 
 
 @TASK_UTILS.register_module()
@@ -97,9 +99,7 @@ class InsideGTCost(PriorCost):
 
     def __init__(self, weight: float = 20.0, center_radius: Optional[float] = None, prior_format: str = 'auto') -> None:
         super().__init__(weight, prior_format)
-        if center_radius is not None and not center_radius > 0:
-            raise ValueError(f'center_radius must be positive or None, got {center_radius}')
-        self.center_radius = center_radius
+        self.center_radius = number('center_radius', center_radius, above=0, optional=True)
 
     def cost(self, priors: Tensor, gt_bboxes: Tensor) -> Tensor:
         """Cost (..., N, M) of priors (..., N, 4) and ground truths (..., M, 4), pixels."""

@@ -1,14 +1,16 @@
 """ATSS head on the whole plan."""
 
-from typing import Optional
+from typing import Any, Optional
 
 import mmdet.models.dense_heads
 import torch
-from mmdet.structures.bbox import bbox_overlaps
+from mmdet.structures.bbox import bbox_overlaps, get_box_tensor
 from mmdet.utils import reduce_mean
 from mmengine.structures import InstanceData
 from torch import Tensor
 
+from uotod_mmdet.losses.checks import check_boxes
+from uotod_mmdet.losses.contract import ROWS, check_loss
 from uotod_mmdet.losses.pairs import classification_losses, pair_losses
 from uotod_mmdet.registry import MODELS
 
@@ -27,6 +29,13 @@ class ATSSHead(DenseHead, mmdet.models.dense_heads.ATSSHead):
         *args, **kwargs: mmdet's.
     """
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if self.train_cfg:
+            values = torch.linspace(0.1, 0.9, ROWS)
+            fitting = 'CrossEntropyLoss with use_sigmoid=True'
+            check_loss('ATSSHead', 'loss_centerness', self.loss_centerness, values.flip(0), values, values, fitting)
+
     def loss_by_feat(
         self,
         cls_scores: list[Tensor],
@@ -44,6 +53,8 @@ class ATSSHead(DenseHead, mmdet.models.dense_heads.ATSSHead):
             )
             pairs = matched.pairs
             pred = self.bbox_coder.decode(matched.priors, deltas.flatten(0, 1).index_select(0, pairs.rows))
+            pred = get_box_tensor(pred)
+            check_boxes(type(self).__name__, bbox_preds=pred, gt_bboxes=matched.gt_bboxes)
             pred_centerness = self.flatten(centernesses, 1).flatten()[pairs.rows]
             centerness = self.centerness_target(matched.priors, matched.gt_bboxes)
 

@@ -10,9 +10,10 @@ from mmdet.structures.bbox import get_box_tensor
 from mmengine.structures import InstanceData
 from torch import Tensor
 
-from uotod_mmdet.assigners import match_batch, reads_predicted_boxes
+from uotod_mmdet.assigners import check_assigner, match_batch, reads_predicted_boxes
 from uotod_mmdet.costs import make_batch
 from uotod_mmdet.losses.checks import full_precision
+from uotod_mmdet.losses.contract import check_box_loss, check_classification_loss
 from uotod_mmdet.losses.pairs import MIN_WEIGHT, Pairs, check_min_weight, expand, plan_statistics
 from uotod_mmdet.ops.deferred import act_if
 
@@ -45,11 +46,28 @@ class DenseHead:
     def __init__(self, *args: Any, min_weight: float = MIN_WEIGHT, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.min_weight = check_min_weight(min_weight)
+        if self.train_cfg:
+            self._check_config()
         if not isinstance(getattr(self, 'sampler', PseudoSampler()), PseudoSampler):
             raise ValueError(
                 f'{type(self).__name__} trains on all predictions, weighted by the plan, and cannot sample: take '
                 f"train_cfg.sampler (now {type(self.sampler).__name__}) out, or set it to dict(type='PseudoSampler')."
             )
+
+    def _check_config(self) -> None:
+        """Refuse an assigner or losses that cannot train this head, before they end in an obscure error or none."""
+        name = type(self).__name__
+        check_assigner(self.assigner, 'anchors')
+        if hasattr(self, 'loss_cls'):  # SSDHead sets its own later
+            check_classification_loss(name, self.loss_cls, self.num_classes, self.cls_out_channels)
+            if getattr(self.loss_cls, 'use_sigmoid', self.use_sigmoid_cls) != self.use_sigmoid_cls:
+                raise ValueError(
+                    f'{name}: {type(self.loss_cls).__name__} scores classes by a sigmoid, but the config of loss_cls '
+                    'does not say use_sigmoid=True, by which mmdet gives the head a column for each class only: add it.'
+                )
+        for argument in ('loss_bbox', 'loss_bbox_refine'):
+            if isinstance(getattr(self, argument, None), torch.nn.Module):
+                check_box_loss(name, argument, getattr(self, argument))
 
     def flatten(self, maps: Sequence[Tensor], channels: int) -> Tensor:
         """Feature maps (B, A * channels, H, W) of all levels as (B, N, channels), half precision as float32."""
@@ -88,7 +106,7 @@ class DenseHead:
         sizes = [level.shape[-2:] for level in cls_scores]
         anchor_list, flag_list = self.get_anchors(sizes, batch_img_metas, device=scores.device)
         num_level_priors = [len(anchors) for anchors in anchor_list[0]]
-        priors = torch.cat(anchor_list[0]).to(scores.dtype)
+        priors = torch.cat([get_box_tensor(anchors) for anchors in anchor_list[0]]).to(scores.dtype)
         inside = torch.stack(
             [
                 anchor_inside_flags(priors, torch.cat(flags), meta['img_shape'][:2], self.train_cfg['allowed_border'])
@@ -114,6 +132,7 @@ class DenseHead:
             getattr(self.assigner, 'box_source', 'auto'),
             batch_gt_instances_ignore,
             inside,
+            self.num_classes,
         )
         pairs = expand(match_batch(self.assigner, batch, num_level_priors), self.min_weight)
         return Matched(
@@ -123,7 +142,9 @@ class DenseHead:
             gt_bboxes=batch.gt_bboxes.flatten(0, 1)[pairs.gts],
             gt_labels=batch.gt_labels.flatten()[pairs.gts],
             inside=inside.flatten(),
-            statistics=plan_statistics(pairs, batch.gt_mask, getattr(self.assigner, 'num_iter_done', None)),
+            statistics=plan_statistics(
+                pairs, batch.gt_mask, getattr(self.assigner, 'num_iter_done', None), self.assigner
+            ),
         )
 
     def label_weights(self, pairs: Pairs) -> Pairs:

@@ -14,10 +14,11 @@ from mmdet.utils import reduce_mean
 from mmengine.structures import InstanceData
 from torch import Tensor
 
-from uotod_mmdet.assigners import match_batch
+from uotod_mmdet.assigners import check_assigner, match_batch
 from uotod_mmdet.costs import make_batch
 from uotod_mmdet.losses.box_losses import box_losses
-from uotod_mmdet.losses.checks import full_precision
+from uotod_mmdet.losses.checks import check_boxes, full_precision
+from uotod_mmdet.losses.contract import SOFTMAX, check_box_loss, check_classification_loss
 from uotod_mmdet.losses.pairs import (
     MIN_WEIGHT,
     check_min_weight,
@@ -56,9 +57,23 @@ class DETRHead(mmdet.models.dense_heads.DETRHead):
         if isinstance(class_weight, (int, float)) and not loss_cls.get('use_sigmoid', False):
             bg_cls_weight = loss_cls.pop('bg_cls_weight', class_weight)
             loss_cls['class_weight'] = [float(class_weight)] * num_classes + [float(bg_cls_weight)]
-        super().__init__(*args, **kwargs)
+        try:
+            super().__init__(*args, **kwargs)
+        except AttributeError as error:
+            if error.name != 'use_sigmoid':
+                raise
+            raise ValueError(
+                f'{type(self).__name__}: loss_cls={loss_cls["type"]} is no classification loss, for it does not say by '
+                f'use_sigmoid how scores are read. Losses that fit: {SOFTMAX}.'
+            ) from error
         if bg_cls_weight is not None:
             self.bg_cls_weight = bg_cls_weight
+        if self.train_cfg:
+            name = type(self).__name__
+            check_assigner(self.assigner, None)
+            check_classification_loss(name, self.loss_cls, self.num_classes, self.cls_out_channels)
+            for argument in ('loss_bbox', 'loss_iou'):
+                check_box_loss(name, argument, getattr(self, argument))
 
     def loss_by_feat(
         self,
@@ -122,7 +137,9 @@ class DETRHead(mmdet.models.dense_heads.DETRHead):
                 list(batch_img_metas) * num_layers,
                 getattr(self.assigner, 'box_source', 'auto'),
                 list(batch_gt_instances_ignore or [None] * num_images) * num_layers,
+                num_classes=self.num_classes,
             )
+            check_boxes(type(self).__name__, bbox_preds=boxes, gt_bboxes=batch.gt_bboxes)
             pairs = expand(match_batch(self.assigner, batch), self.min_weight, few=not lists_any_pairs(self.loss_cls))
 
             def by_layer(values: Tensor) -> Tensor:
@@ -153,7 +170,9 @@ class DETRHead(mmdet.models.dense_heads.DETRHead):
             )
             divisors = dict(loss_cls=cls_avg_factor.clamp(min=1), loss_bbox=num_pos, loss_iou=num_pos)
             losses = {name: by_layer(loss) / divisors[name] for name, loss in losses.items()}
-            return losses, plan_statistics(pairs, batch.gt_mask, getattr(self.assigner, 'num_iter_done', None))
+            return losses, plan_statistics(
+                pairs, batch.gt_mask, getattr(self.assigner, 'num_iter_done', None), self.assigner
+            )
 
 
 @MODELS.register_module()

@@ -1,18 +1,26 @@
 """Generalized Focal Loss head on the whole plan."""
 
-from typing import Optional
+import logging
+from typing import Any, Optional
 
 import mmdet.models.dense_heads
 import torch
-from mmdet.structures.bbox import bbox_overlaps
+from mmdet.structures.bbox import bbox_overlaps, get_box_tensor
 from mmdet.utils import reduce_mean
+from mmengine.logging import print_log
 from mmengine.structures import InstanceData
 from torch import Tensor
 
+from uotod_mmdet.ops.deferred import act_if
+from uotod_mmdet.losses.checks import check_boxes
+from uotod_mmdet.losses.contract import ROWS, check_loss
 from uotod_mmdet.losses.pairs import classification_losses, pair_losses
 from uotod_mmdet.registry import MODELS
 
 from .dense import DenseHead
+
+CAPPED = 0.1
+"""Share of the distances to learn above which a ``reg_max`` that cuts them is worth a warning."""
 
 
 @MODELS.register_module()
@@ -25,8 +33,45 @@ class GFLHead(DenseHead, mmdet.models.dense_heads.GFLHead):
 
     Args:
         min_weight: Pairs of prediction and ground truth lighter than this are dropped; 0 keeps all.
-        *args, **kwargs: mmdet's.
+        *args, **kwargs: mmdet's. ``loss_cls`` must score by a sigmoid, as this head does when it predicts.
     """
+
+    _told_reg_max = False
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if not self.use_sigmoid_cls:
+            raise ValueError(
+                f'GFLHead reads scores by a sigmoid when it predicts, but loss_cls={type(self.loss_cls).__name__} is '
+                'built without use_sigmoid=True. Losses that fit: QualityFocalLoss (its own), VarifocalLoss, FocalLoss '
+                'and CrossEntropyLoss, with use_sigmoid=True.'
+            )
+        if self.train_cfg:
+            bins = self.reg_max + 1
+            pred = torch.linspace(-1, 1, ROWS * bins).view(bins, ROWS).t().contiguous()
+            target = torch.linspace(0, self.reg_max - 0.1, ROWS)
+            check_loss('GFLHead', 'loss_dfl', self.loss_dfl, pred, target, target + 0.5, 'DistributionFocalLoss')
+
+    def _warn_if_capped(self, distances: Tensor, weight: Tensor) -> None:
+        """Log, once, how much of the distances (K, 4), in strides, ``reg_max`` cuts off."""
+        if self._told_reg_max or not len(distances):
+            return
+        over = ((distances > self.reg_max).to(weight.dtype).mean(1) * weight).sum() / weight.sum()
+        largest = distances.detach().amax()
+
+        def warn() -> None:
+            if not self._told_reg_max:
+                self._told_reg_max = True
+                print_log(
+                    f'{type(self).__name__}: {100 * float(over):.0f} % of the distances from priors to the sides of '
+                    f'their ground truths are above reg_max={self.reg_max} strides and are learnt as '
+                    f'{self.reg_max - 0.1:.1f}, the largest being {float(largest):.1f}: set '
+                    f'reg_max={int(largest) + 1} in bbox_head, or add levels of larger strides.',
+                    logger='current',
+                    level=logging.WARNING,
+                )
+
+        act_if(over > CAPPED, warn)
 
     def loss_by_feat(
         self,
@@ -48,7 +93,8 @@ class GFLHead(DenseHead, mmdet.models.dense_heads.GFLHead):
 
             def decode(priors: Tensor) -> Tensor:
                 distances = self.integral(corners).view(*corners.shape[:2], 4) * strides
-                return self.bbox_coder.decode(self.anchor_center(priors).expand(len(corners), -1, -1), distances)
+                centers = self.anchor_center(priors).expand(len(corners), -1, -1)
+                return get_box_tensor(self.bbox_coder.decode(centers, distances))
 
             matched = self.match(cls_scores, decode, batch_gt_instances, batch_img_metas, batch_gt_instances_ignore)
             pairs = matched.pairs
@@ -56,8 +102,10 @@ class GFLHead(DenseHead, mmdet.models.dense_heads.GFLHead):
             # mmdet computes box losses in units of the stride.
             stride = strides[pairs.rows % len(strides)]
             centers = self.anchor_center(matched.priors) / stride
-            pred = self.bbox_coder.decode(centers, self.integral(pair_corners))
+            pred = get_box_tensor(self.bbox_coder.decode(centers, self.integral(pair_corners)))
             target = matched.gt_bboxes / stride
+            check_boxes(type(self).__name__, bbox_preds=pred, gt_bboxes=target)
+            self._warn_if_capped(self.bbox_coder.encode(centers, target), pairs.weight)
             target_corners = self.bbox_coder.encode(centers, target, self.reg_max).flatten()
 
             loss_cls = classification_losses(

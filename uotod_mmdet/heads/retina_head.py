@@ -9,6 +9,7 @@ from mmdet.utils import reduce_mean
 from mmengine.structures import InstanceData
 from torch import Tensor
 
+from uotod_mmdet.losses.checks import check_boxes
 from uotod_mmdet.losses.pairs import classification_losses, pair_losses
 from uotod_mmdet.registry import MODELS
 
@@ -43,6 +44,7 @@ class RetinaHead(DenseHead, mmdet.models.dense_heads.RetinaHead):
             pairs = matched.pairs
             pred, target = deltas.flatten(0, 1).index_select(0, pairs.rows), matched.gt_bboxes
             boxes = get_box_tensor(self.bbox_coder.decode(matched.priors, pred))
+            check_boxes(type(self).__name__, bbox_preds=pred, decoded_boxes=boxes, gt_bboxes=target)
             if self.reg_decoded_bbox:
                 pred = boxes
             else:

@@ -5,10 +5,12 @@ from typing import Any, Optional
 import mmdet.models.dense_heads
 import torch
 from mmdet.models.losses import CrossEntropyLoss, SmoothL1Loss
+from mmdet.structures.bbox import get_box_tensor
 from mmdet.utils import reduce_mean
 from mmengine.structures import InstanceData
 from torch import Tensor
 
+from uotod_mmdet.losses.checks import check_boxes
 from uotod_mmdet.losses.pairs import classification_losses, pair_losses
 from uotod_mmdet.registry import MODELS
 
@@ -61,8 +63,9 @@ class SSDHead(DenseHead, mmdet.models.dense_heads.SSDHead):
             )
             pred, target = deltas.flatten(0, 1).index_select(0, pairs.rows), matched.gt_bboxes
             if self.reg_decoded_bbox:
-                pred = self.bbox_coder.decode(matched.priors, pred)
-            else:
+                pred = get_box_tensor(self.bbox_coder.decode(matched.priors, pred))
+            check_boxes(type(self).__name__, bbox_preds=pred, gt_bboxes=target)
+            if not self.reg_decoded_bbox:
                 target = self.bbox_coder.encode(matched.priors, target)
             loss_bbox = pair_losses(self.loss_bbox, pred, target, pairs.weight)
             num_pos = reduce_mean(matched.num_pos)

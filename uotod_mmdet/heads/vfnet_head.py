@@ -4,12 +4,13 @@ from typing import Any, Optional
 
 import mmdet.models.dense_heads
 import torch
-from mmdet.models.losses import VarifocalLoss
-from mmdet.structures.bbox import bbox_overlaps
+from mmdet.models.losses import QualityFocalLoss, VarifocalLoss
+from mmdet.structures.bbox import bbox_overlaps, get_box_tensor
 from mmdet.utils import reduce_mean
 from mmengine.structures import InstanceData
 from torch import Tensor
 
+from uotod_mmdet.losses.checks import check_boxes
 from uotod_mmdet.losses.pairs import classification_losses, pair_losses
 from uotod_mmdet.registry import MODELS
 
@@ -37,6 +38,12 @@ class VFNetHead(DenseHead, mmdet.models.dense_heads.VFNetHead):
                 'VFNetHead: use_atss=False assigns by the rules of FCOS and uses no assigner: leave it out, or take '
                 "mmdet's VFNetHead."
             )
+        if self.use_vfl and not isinstance(self.loss_cls, (QualityFocalLoss, VarifocalLoss)):
+            raise ValueError(
+                f'VFNetHead: with use_vfl=True loss_cls learns the IoU, but {type(self.loss_cls).__name__} takes '
+                'labels. Losses that fit: VarifocalLoss (its own) and QualityFocalLoss; or set use_vfl=False and give '
+                'the loss as loss_cls_fl.'
+            )
 
     def loss_by_feat(
         self,
@@ -55,7 +62,7 @@ class VFNetHead(DenseHead, mmdet.models.dense_heads.VFNetHead):
 
             matched = self.match(
                 cls_scores,
-                lambda priors: self.bbox_coder.decode(points.expand(len(refined), -1, -1), refined),
+                lambda priors: get_box_tensor(self.bbox_coder.decode(points.expand(len(refined), -1, -1), refined)),
                 batch_gt_instances,
                 batch_img_metas,
                 batch_gt_instances_ignore,
@@ -68,13 +75,15 @@ class VFNetHead(DenseHead, mmdet.models.dense_heads.VFNetHead):
                 ('loss_bbox_rf', self.loss_bbox_refine, refined),
             ):
                 pred = self.bbox_coder.decode(pair_points, values.flatten(0, 1).index_select(0, pairs.rows))
+                pred = get_box_tensor(pred)
+                check_boxes(type(self).__name__, bbox_preds=pred, gt_bboxes=target)
                 ious[name] = bbox_overlaps(pred.detach(), target, is_aligned=True).clamp(min=1e-6)
                 weight = ious[name] * pairs.weight
                 losses[name] = pair_losses(loss, pred, target, weight).sum() / reduce_mean(weight.sum()).clamp(min=1)
 
             label_pairs = self.label_weights(pairs)
-            if isinstance(self.loss_cls, VarifocalLoss):
-                # mmdet's Varifocal Loss knows no weights: priors on the padding count as background, pos_weight not.
+            if self.use_vfl:
+                # mmdet gives this loss no weights: priors on the padding count as background, pos_weight not.
                 label_pairs = pairs._replace(background=torch.where(matched.inside, pairs.background, 1))
             num_pos = pairs.weight.sum()
             if self.sync_num_pos:

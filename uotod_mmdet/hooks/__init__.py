@@ -2,5 +2,6 @@
 
 from .assigner_schedule_hook import AssignerScheduleHook
 from .checkpoint_fit_hook import CheckpointFitHook
+from .dataset_fit_hook import DatasetFitHook
 
-__all__ = ['AssignerScheduleHook', 'CheckpointFitHook']
+__all__ = ['AssignerScheduleHook', 'CheckpointFitHook', 'DatasetFitHook']

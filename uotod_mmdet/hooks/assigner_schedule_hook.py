@@ -1,11 +1,13 @@
 """Move a parameter of the matching over training."""
 
+import logging
 import math
 from typing import Any, Optional
 
 from mmengine.hooks import Hook
+from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
-from mmengine.runner import Runner
+from mmengine.runner import IterBasedTrainLoop, Runner
 from torch import nn
 
 from uotod_mmdet.assigners import TransportAssigner, UnbalancedSinkhornAssigner
@@ -33,11 +35,12 @@ class AssignerScheduleHook(Hook):
         stop: Value in the last one, and after it.
         mode: 'linear', 'cosine', or 'exponential' (equal ratios; both values positive).
         begin: First epoch (iteration), counted from 0.
-        end: The one after the last. None: the end of training.
-        by_epoch: Count epochs; False: iterations.
+        end: The one after the last. None: the end of training. What lies beyond the end of training is logged.
+        by_epoch: True counts epochs, False iterations; None what the training loop counts.
 
     Raises:
-        ValueError: If an argument is out of range, or no assigner of the model has the parameter.
+        ValueError: If an argument is out of range, no assigner of the model has the parameter, or epochs are to be
+            counted in a training loop that counts iterations only.
     """
 
     def __init__(
@@ -48,7 +51,7 @@ class AssignerScheduleHook(Hook):
         mode: str = 'linear',
         begin: int = 0,
         end: Optional[int] = None,
-        by_epoch: bool = True,
+        by_epoch: Optional[bool] = None,
     ) -> None:
         if param not in PARAMS:
             raise ValueError(f'AssignerScheduleHook: param must be one of {PARAMS}, got {param!r}')
@@ -71,9 +74,10 @@ class AssignerScheduleHook(Hook):
         self.begin = begin
         self.end = end
         self.by_epoch = by_epoch
+        self._range = begin, end
 
     def before_train(self, runner: Runner) -> None:
-        """Find the assigners."""
+        """Find the assigners, and what the training loop counts."""
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
         found = _assigners(model)
         needed = UnbalancedSinkhornAssigner if self.param.startswith('reg_') else TransportAssigner
@@ -85,19 +89,36 @@ class AssignerScheduleHook(Hook):
                 'Sinkhorn strategies and SoftMinAssigner, reg_pred and reg_target to UnbalancedSinkhornAssigner, '
                 'background_cost to all of uotod_mmdet.'
             )
-        if self.end is None:
-            self.end = runner.max_epochs if self.by_epoch else runner.max_iters
+        counts_epochs = not isinstance(runner.train_loop, IterBasedTrainLoop)
+        if self.by_epoch and not counts_epochs:
+            raise ValueError(
+                f'AssignerScheduleHook: by_epoch=True for {self.param}, but {type(runner.train_loop).__name__} counts '
+                'iterations only, so that the value would never move. Write by_epoch=False, and begin and end in '
+                f'iterations (training has {runner.max_iters}).'
+            )
+        self._counts_epochs = counts_epochs if self.by_epoch is None else self.by_epoch
+        length = runner.max_epochs if self._counts_epochs else runner.max_iters
+        self._range = self.begin, length if self.end is None else self.end
+        if max(self.begin + 1, self._range[1]) > length:
+            unit = 'epochs' if self._counts_epochs else 'iterations'
+            print_log(
+                f'AssignerScheduleHook: begin={self.begin}, end={self.end} reach beyond the {length} {unit} of the '
+                f'training: {self.param} ends at {self.value(length - 1):.6g} instead of {self.stop:.6g}.',
+                logger='current',
+                level=logging.WARNING,
+            )
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
         """Set the value and log it."""
-        value = self.value(runner.epoch if self.by_epoch else runner.iter)
+        value = self.value(runner.epoch if self._counts_epochs else runner.iter)
         for assigner in self.assigners:
             setattr(assigner, self.param, value)
         runner.message_hub.update_scalar(f'train/{self.param}', value)
 
     def value(self, step: int) -> float:
         """The parameter in epoch (iteration) ``step``."""
-        progress = (step - self.begin) / max(self.end - 1 - self.begin, 1)
+        begin, end = self._range
+        progress = (step - begin) / max(end - 1 - begin, 1)
         return MODES[self.mode](self.start, self.stop, min(max(progress, 0.0), 1.0))
 
 

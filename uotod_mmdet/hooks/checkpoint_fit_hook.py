@@ -3,8 +3,9 @@
 import re
 
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
+from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.runner import Runner
+from torch import nn
 
 from uotod_mmdet.registry import HOOKS
 
@@ -22,25 +23,35 @@ class CheckpointFitHook(Hook):
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Compare names and shapes."""
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-        held = checkpoint.get('state_dict', checkpoint)
-        held = {re.sub(r'^module\.', '', name): value for name, value in held.items()}
-        wanted = model.state_dict()
-        missing = [name for name in wanted if name not in held]
-        differing = [name for name in wanted if name in held and held[name].shape != wanted[name].shape]
-        if not missing and not differing:
-            return
-        found = []
-        if missing:
-            found.append(f'{len(missing)} of {len(wanted)} are missing in it (first: {missing[0]})')
-        if differing:
-            name = differing[0]
-            found.append(
-                f'{len(differing)} have another shape (first: {name}, {tuple(held[name].shape)} in the checkpoint, '
-                f'{tuple(wanted[name].shape)} in the model)'
-            )
-        raise ValueError(
-            'The checkpoint is of another model than the config: of the parameters and buffers of the model '
-            f'{" and ".join(found)}. Give the config that it was trained with; to start from its weights where they '
-            'fit, use load_from in the config instead of --resume.'
+        check_checkpoint(runner.model, checkpoint)
+
+
+def check_checkpoint(model: nn.Module, checkpoint: dict) -> None:
+    """Check that a checkpoint holds each parameter and buffer of ``model``, in the model's shapes.
+
+    Raises:
+        ValueError: See :class:`CheckpointFitHook`.
+    """
+    while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
+        model = model.module
+    held = checkpoint.get('state_dict', checkpoint)
+    held = {re.sub(r'^module\.', '', name): value for name, value in held.items()}
+    wanted = model.state_dict()
+    missing = [name for name in wanted if name not in held]
+    differing = [name for name in wanted if name in held and held[name].shape != wanted[name].shape]
+    if not missing and not differing:
+        return
+    found = []
+    if missing:
+        found.append(f'{len(missing)} of {len(wanted)} are missing in it (first: {missing[0]})')
+    if differing:
+        name = differing[0]
+        found.append(
+            f'{len(differing)} have another shape (first: {name}, {tuple(held[name].shape)} in the checkpoint, '
+            f'{tuple(wanted[name].shape)} in the model)'
         )
+    raise ValueError(
+        'The checkpoint is of another model than the config: of the parameters and buffers of the model '
+        f'{" and ".join(found)}. Give the config that it was trained with; to start from its weights where they '
+        'fit, use load_from in the config instead of --resume.'
+    )

@@ -90,6 +90,59 @@ def check_weight(owner: str, weight: Optional[Union[float, Tensor]], shape: tupl
         )
 
 
+def box_limit(dtype: torch.dtype) -> float:
+    """Largest coordinate of a box in ``dtype``: 1.07e9 in float32.
+
+    Gradients of IoU losses divide by squares of areas. Boxes within the limit have a hull of up to two times the limit
+    a side, whose diagonal's fourth power still is a number of the dtype.
+    """
+    return torch.finfo(dtype).max ** 0.25 / 4
+
+
+def beyond_limit(boxes: Tensor) -> Tensor:
+    """Whether a coordinate is NaN or beyond :func:`box_limit`, as a 0-dim bool tensor."""
+    if boxes.numel() == 0:
+        return torch.zeros((), dtype=torch.bool, device=boxes.device)
+    limit = box_limit(boxes.dtype)
+    smallest, largest = boxes.detach().aminmax()
+    return ~((smallest >= -limit) & (largest <= limit))
+
+
+def check_boxes(owner: str, **boxes: Tensor) -> None:
+    """Check that no coordinate is NaN, infinite, or so large that losses or their gradients overflow.
+
+    Args:
+        owner: Whose boxes they are, for the message.
+        **boxes: Boxes in the units in which losses compare them, (..., 4), by the name of the argument they come from.
+
+    Raises:
+        ValueError: If one is, on a GPU during a later call (see device.py).
+    """
+
+    def complain() -> None:
+        for name, values in boxes.items():
+            if beyond_limit(values):
+                raise ValueError(f'{owner}: {name} {explain_boxes(values)}')
+
+    act_if(torch.stack([beyond_limit(values) for values in boxes.values()]).any(), complain)
+
+
+def explain_boxes(boxes: Tensor) -> str:
+    """Say what is wrong with boxes that are :func:`beyond_limit`."""
+    bad = int((~boxes.isfinite()).sum())
+    if bad:
+        what = f'holds {bad} NaN or infinite of {boxes.numel()} entries'
+    else:
+        what = (
+            f'lies in {span(boxes)}: beyond {box_limit(boxes.dtype):.3g} IoU losses and their gradients overflow in '
+            f'{boxes.dtype}'
+        )
+    return (
+        f'{what}. Usual causes: training has diverged (lower the learning rate, or clip gradients with '
+        'optim_wrapper=dict(clip_grad=dict(max_norm=...))), fp16 overflow, or, in ground truths, a wrong annotation.'
+    )
+
+
 def outside(values: Tensor, low: float, high: float, roundings: int = 4) -> Tensor:
     """Whether any entry is NaN or outside [low, high] by more than some roundings, as a 0-dim bool tensor."""
     if values.numel() == 0:

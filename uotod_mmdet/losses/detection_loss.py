@@ -5,16 +5,17 @@ from typing import Any, Optional, Union
 
 import torch
 from mmdet.models.losses import QualityFocalLoss, VarifocalLoss
-from mmdet.structures.bbox import bbox_overlaps
+from mmdet.structures.bbox import bbox_overlaps, get_box_tensor
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
 from uotod_mmdet.assigners import match_batch
-from uotod_mmdet.costs import as_tensor, make_batch, pad
+from uotod_mmdet.costs import as_labels, make_batch, pad
 from uotod_mmdet.registry import MODELS, TASK_UTILS
 
 from .box_losses import box_losses
-from .checks import check_reduction, check_tensor, full_precision
+from .checks import beyond_limit, box_limit, check_reduction, check_tensor, explain_boxes, full_precision
+from .contract import check_box_loss, check_class_weight, check_classification_loss
 from .pairs import (
     MIN_WEIGHT,
     Pairs,
@@ -114,6 +115,14 @@ class DetectionLoss(nn.Module):
                 f'{NAME}: {name} weighs hard negatives by itself and has no loss of the background apart: set '
                 'use_hard_negative_mining=False.'
             )
+        class_weight = getattr(self.loss_cls, 'class_weight', None)
+        if isinstance(class_weight, (int, float)) and not sigmoid:
+            check_class_weight(NAME, self.loss_cls, 0, '')
+        # As many columns as the logits will have, where the loss knows.
+        columns = len(class_weight) if isinstance(class_weight, (Sequence, Tensor)) else 4
+        check_classification_loss(NAME, self.loss_cls, columns - (not sigmoid), columns)
+        for loss in self.losses_bbox:
+            check_box_loss(NAME, 'loss_bbox', loss)
 
     def forward(
         self,
@@ -129,11 +138,13 @@ class DetectionLoss(nn.Module):
 
         Args:
             input: ``pred_logits`` (B, N, C), background class included where there is one, and ``pred_boxes``
-                (B, N, 4) as (x1, y1, x2, y2).
+                (B, N, 4) as (x1, y1, x2, y2). Their dtypes may differ: the loss is computed in the wider one, at least
+                float32.
             target: ``labels`` (B, M), columns of the logits, ``boxes`` (B, M, 4) as (x1, y1, x2, y2), and ``mask``
                 (B, M), False on padding (without it, all are real); or for each image an InstanceData with ``labels``
-                and ``bboxes``.
-            anchors: Priors (N, 4) or (B, N, 4), for costs that read them and for ``box_source='priors'``.
+                and ``bboxes``. Labels of any integer dtype, boxes of any dtype.
+            anchors: Priors (N, 4) or (B, N, 4), for costs that read them and for ``box_source='priors'``. Boxes, here
+                and above, may be mmdet's box types.
             weight: Factor of each prediction's loss, (B, N).
             avg_factor: Divides all terms in place of the masses; needs 'mean', ignored with 'none'.
             reduction_override: Replaces ``reduction``.
@@ -145,8 +156,8 @@ class DetectionLoss(nn.Module):
 
         Raises:
             TypeError: If an input is missing or no tensor.
-            ValueError: If shapes do not fit, a label is no foreground class, boxes are not (x1, y1, x2, y2), or
-                predictions are not finite.
+            ValueError: If shapes do not fit, a label is no foreground class, boxes are not (x1, y1, x2, y2),
+                predictions are not finite, or boxes so large that losses overflow.
         """
         return sum(self._terms(input, target, anchors, weight, avg_factor, reduction_override, img_metas)[0].values())
 
@@ -169,7 +180,8 @@ class DetectionLoss(nn.Module):
             :func:`~uotod_mmdet.losses.pairs.plan_statistics`, whose names do not contain 'loss'.
         """
         terms, pairs, gt_mask = self._terms(input, target, anchors, weight, avg_factor, reduction_override, img_metas)
-        return {**terms, **plan_statistics(pairs, gt_mask, getattr(self.assigner, 'num_iter_done', None))}
+        num_iter = getattr(self.assigner, 'num_iter_done', None)
+        return {**terms, **plan_statistics(pairs, gt_mask, num_iter, self.assigner)}
 
     def _terms(
         self,
@@ -258,22 +270,25 @@ class DetectionLoss(nn.Module):
             class_weight = logits.new_ones(logits.size(-1) + 1)
         else:
             class_weight = torch.as_tensor(class_weight, dtype=logits.dtype, device=logits.device)
+            class_weight = class_weight.expand(logits.size(-1))
         mass = (pairs.weight * class_weight[gt_labels.flatten()[pairs.gts]]).sum()
         if self.bg_class_position != 'none' and self.neg_to_pos_ratio is None:
             mass = mass + pairs.background.sum() * class_weight[self._background(logits)]
         return mass.clamp(min=1)
 
     def _predictions(self, input: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Logits (B, N, C) and boxes (B, N, 4), float32 or float64."""
+        """Logits (B, N, C) and boxes (B, N, 4), both float32 or both float64."""
         for name in ('pred_logits', 'pred_boxes'):
             if name not in input:
                 raise TypeError(f'{NAME}: input needs pred_logits and pred_boxes, got {sorted(input)}.')
-        logits, boxes = input['pred_logits'], input['pred_boxes']
+        logits, boxes = input['pred_logits'], get_box_tensor(input['pred_boxes'])
         if not isinstance(logits, Tensor) or logits.dim() != 3 or not logits.is_floating_point():
             came = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
             raise ValueError(f'{NAME}: pred_logits must be a floating-point tensor (B, N, C), got {came}.')
         shape = (*logits.shape[:2], 4)
         check_tensor(NAME, 'pred_boxes', boxes, shape, 'It holds one box (x1, y1, x2, y2) for each row of pred_logits.')
+        if not boxes.is_floating_point():
+            raise TypeError(f'{NAME}: pred_boxes must be a floating-point tensor, got {boxes.dtype}.')
         columns, background = logits.size(2), self.bg_class_position != 'none'
         if columns <= background:
             raise ValueError(
@@ -281,23 +296,19 @@ class DetectionLoss(nn.Module):
                 f'(bg_class_position={self.bg_class_position!r}): give the model one output for each class and one '
                 'for the background.'
             )
-        class_weight = getattr(self.loss_cls, 'class_weight', None)
-        if class_weight is not None and len(class_weight) != columns:
-            raise ValueError(
-                f'{NAME}: class_weight of {type(self.loss_cls).__name__} holds {len(class_weight)} numbers, but '
-                f'pred_logits has {columns} columns (bg_class_position={self.bg_class_position!r}): give one for each '
-                'column, the background included.'
-            )
-        return full_precision(logits), full_precision(boxes)
+        classes = f'{columns - background} classes' + ' and the background' * background
+        check_class_weight(NAME, self.loss_cls, columns, f'{classes} (bg_class_position={self.bg_class_position!r})')
+        logits, boxes = full_precision(logits), full_precision(boxes)
+        dtype = torch.promote_types(logits.dtype, boxes.dtype)
+        return logits.to(dtype), boxes.to(dtype)
 
     def _targets(self, target: Any, logits: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Labels (B, M), boxes (B, M, 4) and mask (B, M), checked."""
         batch, columns = len(logits), logits.size(2)
         if isinstance(target, Mapping):
-            for name in ('labels', 'boxes'):
-                if not isinstance(target.get(name), Tensor):
-                    raise TypeError(f'{NAME}: target needs tensors labels and boxes, got {sorted(target)}.')
-            labels, gt_boxes, mask = target['labels'], target['boxes'], target.get('mask')
+            labels, gt_boxes, mask = target.get('labels'), get_box_tensor(target.get('boxes')), target.get('mask')
+            if not isinstance(labels, Tensor) or not isinstance(gt_boxes, Tensor):
+                raise TypeError(f'{NAME}: target needs tensors labels and boxes, got {sorted(target)}.')
             if labels.dim() != 2 or len(labels) != batch:
                 raise ValueError(
                     f'{NAME}: target labels must have shape (B, M) with the B = {batch} images of pred_logits, got '
@@ -314,25 +325,30 @@ class DetectionLoss(nn.Module):
                     f'{NAME}: target holds {len(target)} images, but pred_logits and pred_boxes hold {batch}.'
                 )
             real = [torch.ones_like(gt.labels, dtype=torch.bool) for gt in target]
-            labels, gt_boxes, mask = pad([gt.labels for gt in target], [as_tensor(gt.bboxes) for gt in target], real)
-        if labels.is_floating_point():
-            raise TypeError(f'{NAME}: target labels must be integers, columns of pred_logits; got {labels.dtype}.')
+            labels = [as_labels(gt.labels, f'{NAME}: target labels') for gt in target]
+            labels, gt_boxes, mask = pad(labels, [get_box_tensor(gt.bboxes) for gt in target], real)
+        labels, gt_boxes = as_labels(labels, f'{NAME}: target labels'), gt_boxes.to(boxes)
 
         low = 1 if self.bg_class_position == 'first' else 0
         high = columns - (self.bg_class_position == 'last')
         wrong_label = (((labels < low) | (labels >= high)) & mask).any()
         upside_down = ((gt_boxes[..., 2:] < gt_boxes[..., :2]).any(-1) & mask).any()
         mostly_upside_down = (boxes[..., 2:] < boxes[..., :2]).any(-1).sum() * 2 > boxes[..., 0].numel()
-        not_finite = ~(logits.detach().sum() + boxes.detach().sum()).isfinite()
-        if torch.stack([wrong_label, upside_down, mostly_upside_down, not_finite]).any():
+        not_finite = ~logits.detach().sum().isfinite()
+        beyond = beyond_limit(boxes)
+        gts_beyond = (~(gt_boxes.abs() <= box_limit(gt_boxes.dtype)).all(-1) & mask).any()
+        if torch.stack([wrong_label, upside_down, mostly_upside_down, not_finite, beyond, gts_beyond]).any():
             if not_finite:
-                for name, values in (('pred_logits', logits), ('pred_boxes', boxes)):
-                    bad = int((~values.isfinite()).sum())
-                    if bad:  # not where only the sum of finite entries overflows
-                        raise ValueError(
-                            f'{NAME}: {name} holds {bad} NaN or infinite of {values.numel()} entries. Usual causes: '
-                            'training has diverged (lower the learning rate, or clip gradients), or fp16 overflow.'
-                        )
+                bad = int((~logits.isfinite()).sum())
+                if bad:  # not where only the sum of finite entries overflows
+                    raise ValueError(
+                        f'{NAME}: pred_logits holds {bad} NaN or infinite of {logits.numel()} entries. Usual causes: '
+                        'training has diverged (lower the learning rate, or clip gradients), or fp16 overflow.'
+                    )
+            if beyond:
+                raise ValueError(f'{NAME}: pred_boxes {explain_boxes(boxes)}')
+            if gts_beyond:
+                raise ValueError(f'{NAME}: target boxes {explain_boxes(gt_boxes[mask])}')
             if wrong_label:
                 real = labels[mask]
                 hint = {
@@ -345,7 +361,7 @@ class DetectionLoss(nn.Module):
                     f'pred_logits with {columns} columns are {low} to {high - 1}.{hint}'
                 )
             if not upside_down and not mostly_upside_down:
-                return labels, gt_boxes.to(boxes), mask
+                return labels, gt_boxes, mask
             name, values = ('target boxes', gt_boxes[mask]) if upside_down else ('pred_boxes', boxes.flatten(0, 1))
             worst = values[(values[:, 2:] < values[:, :2]).any(1)][0].tolist()
             raise ValueError(
@@ -353,11 +369,11 @@ class DetectionLoss(nn.Module):
                 'centre or corner, width and height need converting, with mmdet.structures.bbox.bbox_cxcywh_to_xyxy '
                 'for example.'
             )
-        return labels, gt_boxes.to(boxes), mask
+        return labels, gt_boxes, mask
 
     def _anchors(self, anchors: Tensor, boxes: Tensor) -> Tensor:
         """Anchors as (B, N, 4)."""
-        anchors = as_tensor(anchors)
+        anchors = get_box_tensor(anchors)
         if anchors.shape not in (boxes.shape, boxes.shape[1:]):
             raise ValueError(
                 f'{NAME}: anchors must have shape {tuple(boxes.shape[1:])} or {tuple(boxes.shape)}, one for each '

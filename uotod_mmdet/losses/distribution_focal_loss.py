@@ -77,7 +77,11 @@ def distribution_focal_loss(
     left = target.long().clamp(0, reg_max)
     bins = torch.stack([left, (left + 1).clamp(max=reg_max)], 1)
     share = target.to(logits.dtype) - left
-    loss = _CrossEntropy.apply(logits, bins, torch.stack([1 - share, share], 1))
+    shares = torch.stack([1 - share, share], 1)
+    if target.requires_grad:
+        loss = -(logits.log_softmax(1).gather(1, bins) * shares).sum(1)
+    else:
+        loss = _CrossEntropy.apply(logits, bins, shares)
     return reduce_and_check(NAME, loss, pred, weight, reduction, avg_factor, faults)
 
 

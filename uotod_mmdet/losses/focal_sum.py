@@ -58,6 +58,10 @@ def focal_sum(
         (N,).
     """
     entries, slope = logits.detach().flatten()[index], None
+    if torch.is_grad_enabled() and (row_weight.requires_grad or entry_losses(entries).requires_grad):
+        prob = logits.sigmoid()  # weights or qualities are learnt, too: in plain torch
+        losses = (scale * row_weight[:, None] * prob.pow(gamma) * softplus(logits)).flatten()
+        return losses.index_put((index,), entry_losses(logits.flatten()[index])).view_as(logits).sum(1)
     if logits.requires_grad and torch.is_grad_enabled():
         losses = entry_losses(entries.requires_grad_())
         (slope,) = torch.autograd.grad(losses.sum(), entries)

@@ -5,8 +5,10 @@ a plan is running them on the rows (i, j) with weight P[i, j], and on all predic
 P[i, background]. The cost is that of N + K rows for K pairs, and no tensor is larger than the predictions.
 """
 
+import logging
 from collections.abc import Callable
 from typing import Any, NamedTuple, Optional
+from weakref import WeakSet
 
 import numpy as np
 import torch
@@ -19,13 +21,15 @@ from mmdet.models.losses import (
     SmoothL1Loss,
     VarifocalLoss,
 )
+from mmengine.logging import print_log
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from uotod_mmdet.ops.deferred import host_may_wait, to_device_of
+from uotod_mmdet.ops.deferred import act_if, host_may_wait, to_device_of
 from uotod_mmdet.ops.native import Kernel
 
 from .checks import checked
+from .contract import sum_by_row
 from .focal_sum import focal_sum, in_blocks, softplus
 from .giou_pairs import giou_losses
 from .quality_focal_loss import QualityFocalLoss as OurQualityFocalLoss
@@ -219,21 +223,21 @@ def classification_losses(
             (pairs.rows, labels), (quality() * share).to(scores.dtype), accumulate=True
         )
         weight = mass[:, None] if isinstance(loss_cls, VarifocalLoss) else mass
-        return _by_row(loss_cls(scores, target.clamp_(max=1), weight=weight, reduction_override='none'))
+        return sum_by_row(loss_cls(scores, target.clamp_(max=1), weight, reduction_override='none'))
     if _is_plain_softmax(loss_cls):
         return _softmax_losses(loss_cls, scores, labels, background_label, pairs, num_negatives)
     background = labels.new_full(scores.shape[:1], background_label)
     if _sums_over_classes(loss_cls) and num_negatives is None:
-        losses = _by_row(loss_cls(scores, background, weight=pairs.row_mass, reduction_override='none'))
+        losses = sum_by_row(loss_cls(scores, background, pairs.row_mass, reduction_override='none'))
         score, own = scores.flatten()[pairs.rows * scores.size(1) + labels][:, None], torch.zeros_like(labels)
         matched, instead = (
-            _by_row(loss_cls(score, label, weight=pairs.weight, reduction_override='none')) for label in (own, own + 1)
+            sum_by_row(loss_cls(score, label, pairs.weight, reduction_override='none')) for label in (own, own + 1)
         )
         return losses.index_add(0, pairs.rows, (matched - instead).to(losses.dtype))
-    losses = _by_row(loss_cls(scores, background, weight=pairs.background, reduction_override='none'))
+    losses = sum_by_row(loss_cls(scores, background, pairs.background, reduction_override='none'))
     if num_negatives is not None:
         losses = losses * _hardest(losses.detach().view(pairs.num_images, -1), num_negatives).flatten()
-    matched = _by_row(loss_cls(scores[pairs.rows], labels, weight=pairs.weight, reduction_override='none'))
+    matched = sum_by_row(loss_cls(scores[pairs.rows], labels, pairs.weight, reduction_override='none'))
     return losses.index_add(0, pairs.rows, matched.to(losses.dtype))
 
 
@@ -371,8 +375,8 @@ def pair_losses(loss: nn.Module, pred: Tensor, target: Tensor, weight: Tensor) -
     if type(loss) is GIoULoss and not target.requires_grad:
         return loss.loss_weight * weight * giou_losses(pred, target, loss.eps)
     if type(loss) in (L1Loss, SmoothL1Loss):  # one weight for the four coordinates
-        return weight * _by_row(loss(pred, target, reduction_override='none'))
-    return _by_row(loss(pred, target, weight[:, None].expand_as(pred), reduction_override='none'))
+        return weight * sum_by_row(loss(pred, target, reduction_override='none'))
+    return sum_by_row(loss(pred, target, weight[:, None].expand_as(pred), reduction_override='none'))
 
 
 def _hardest(losses: Tensor, count: Tensor) -> Tensor:
@@ -382,18 +386,16 @@ def _hardest(losses: Tensor, count: Tensor) -> Tensor:
     return torch.zeros_like(first).scatter(1, order, first)
 
 
-def _by_row(losses: Tensor) -> Tensor:
-    """Sum what a loss without reduction gives over all but the rows."""
-    return losses.flatten(1).sum(1) if losses.dim() > 1 else losses
-
-
-def plan_statistics(pairs: Pairs, gt_mask: Tensor, num_iter: Optional[Tensor]) -> dict[str, Tensor]:
+def plan_statistics(
+    pairs: Pairs, gt_mask: Tensor, num_iter: Optional[Tensor], assigner: Any = None
+) -> dict[str, Tensor]:
     """What to watch of a plan during training; no name contains 'loss', so mmengine logs and does not sum it.
 
     Args:
         pairs: The plan.
         gt_mask: False on padding, (B, M).
         num_iter: Iterations of the solver, (B,); None: the strategy does not iterate.
+        assigner: Who made the plan; if that is so soft that everything is taught to everyone, a warning says so once.
 
     Returns:
         ``matched_mass``: predictions' worth of mass on ground truths, mean of the images; ``unmatched_gts``: share of
@@ -401,6 +403,8 @@ def plan_statistics(pairs: Pairs, gt_mask: Tensor, num_iter: Optional[Tensor]) -
         give more to ground truths than to the background; ``sinkhorn_iters``: mean iterations, where there are any.
     """
     images, gts = max(pairs.num_images, 1), gt_mask.sum().clamp(min=1)
+    if assigner is not None and assigner not in _warned:
+        _warn_if_too_soft(pairs, gts, assigner)
     given = dict(rows=pairs.rows, gts=pairs.gts, weights=pairs.weight, background=pairs.background)
     given['gt_mask'] = gt_mask.flatten()
     if STATISTICS.takes(**given):
@@ -416,6 +420,46 @@ def plan_statistics(pairs: Pairs, gt_mask: Tensor, num_iter: Optional[Tensor]) -
     entropy = entropy + _entropy(pairs.background / torch.where(row_mass > 0, row_mass, 1))
     entropy = torch.where(matched, entropy, 0).sum() / matched.sum().clamp(min=1)
     return _named_statistics(pairs.weight.sum() / images, unmatched.sum() / gts, entropy, num_iter)
+
+
+EVERYONE, EVERYONE_ALIKE = 0.5, 0.99
+"""Shares of all pairs of predictions and ground truths that must carry a plan for it to be called too soft.
+
+At reg=50 our configs have 0.65 to 1, at reg=0.05 dense heads and DINO have 0.0 to 0.22. The second is for plans that
+give a ground truth one prediction's worth: the queries of an untrained DETR predict the same, and reg=0.05 gives 0.94.
+"""
+
+_warned: WeakSet = WeakSet()
+
+
+def _warn_if_too_soft(pairs: Pairs, gts: Tensor, assigner: Any) -> None:
+    """Log, once for an assigner, that its plan teaches everything to everyone.
+
+    The pairs that carry a plan are counted by their participation ratio, (sum P)^2 / sum P^2: K for K equal weights.
+    """
+    weight = pairs.weight.detach()
+    mass, square = weight.sum(), torch.dot(weight, weight)
+    carrying = mass.square() / square.clamp(min=torch.finfo(weight.dtype).tiny)
+    num_preds = len(pairs.background) // max(pairs.num_images, 1)
+    soft = square < 0.5 * mass  # a hard plan of few predictions is not
+
+    def warn() -> None:
+        if assigner in _warned:
+            return
+        _warned.add(assigner)
+        numbers = ', '.join(f'{n}={getattr(assigner, n)}' for n in ('reg', 'reg_dimless') if hasattr(assigner, n))
+        print_log(
+            f'{type(assigner).__name__}: the plan is so soft that it teaches everything to everyone: each ground truth '
+            f'is shared by about {float(carrying / gts):.0f} of {num_preds} predictions, which give it '
+            f"{float(square / mass):.2g} of themselves on average, and together {float(mass / gts):.3g} predictions' "
+            f'worth. Lower reg{f" (now {numbers})" if numbers else ""} until it is small beside the differences of the '
+            'match costs, 0.01 to 0.1 for costs of about 1, and watch matched_mass and plan_entropy in the log.',
+            logger='current',
+            level=logging.WARNING,
+        )
+
+    share = torch.where(mass > 2 * gts, EVERYONE, EVERYONE_ALIKE)
+    act_if(soft & (carrying > share * num_preds * gts), warn)
 
 
 def _named_statistics(

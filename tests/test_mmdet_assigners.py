@@ -1,0 +1,179 @@
+"""Every assigner of mmdet's registry in our heads: its own matching, or a sentence when the head is built."""
+
+import pytest
+import torch
+from mmdet.models.task_modules.assigners import BaseAssigner
+from mmdet.registry import MODELS, TASK_UTILS
+from mmdet.structures.bbox import HorizontalBoxes
+from mmengine.structures import InstanceData
+from test_plan_heads import assert_same_losses, dense_outputs, detr_outputs, ground_truths, head_config
+
+from uotod_mmdet.assigners import match_batch
+from uotod_mmdet.costs import make_batch
+
+COSTS = [dict(type='FocalLossCost'), dict(type='BBoxL1Cost'), dict(type='IoUCost')]
+ARGUMENTS = {
+    'ApproxMaxIoUAssigner': dict(pos_iou_thr=0.5, neg_iou_thr=0.4),
+    'ATSSAssigner': dict(topk=9),
+    'CenterRegionAssigner': dict(pos_scale=0.3, neg_scale=0.5),
+    'DynamicSoftLabelAssigner': {},
+    'GridAssigner': dict(pos_iou_thr=0.5, neg_iou_thr=0.4),
+    'HungarianAssigner': dict(match_costs=COSTS),
+    'MaxIoUAssigner': dict(pos_iou_thr=0.5, neg_iou_thr=0.4),
+    'MultiInstanceAssigner': dict(pos_iou_thr=0.5, neg_iou_thr=0.4),
+    'PointAssigner': {},
+    'RegionAssigner': {},
+    'SimOTAAssigner': {},
+    'TaskAlignedAssigner': dict(topk=13),
+    'TopkHungarianAssigner': dict(topk=4),
+    'UniformAssigner': dict(pos_ignore_thr=0.15, neg_ignore_thr=0.7),
+}
+IN_A_DENSE_HEAD = {
+    *('ATSSAssigner', 'CenterRegionAssigner', 'HungarianAssigner', 'MaxIoUAssigner', 'TaskAlignedAssigner'),
+    *('TopkHungarianAssigner', 'UniformAssigner'),
+}
+IN_A_DETR_HEAD = {'HungarianAssigner', 'TopkHungarianAssigner'}
+
+
+def head_with(head: str, assigner: dict) -> torch.nn.Module:
+    train_cfg = head_config(head).train_cfg
+    train_cfg.assigner = assigner
+    return MODELS.build({**head_config(head, train_cfg=train_cfg), 'type': f'uotod_mmdet.{head}'})
+
+
+def test_the_list_is_that_of_mmdets_registry():
+    registered = {
+        name
+        for name, kind in TASK_UTILS.module_dict.items()
+        if isinstance(kind, type) and issubclass(kind, BaseAssigner) and kind.__module__.startswith('mmdet.')
+    }
+    assert registered == set(ARGUMENTS)
+
+
+def losses(model: torch.nn.Module, gts: list, ignored: list, metas: list) -> dict:
+    if hasattr(model, 'prior_generator'):
+        return model.loss_by_feat(*dense_outputs(model, 0), gts, metas, ignored)
+    scores, boxes = detr_outputs(model.cls_out_channels, 0)
+    return model.loss_by_feat(scores, boxes.sigmoid(), gts, metas)
+
+
+@pytest.mark.parametrize('name', ARGUMENTS)
+@pytest.mark.parametrize('head, works', [('RetinaHead', IN_A_DENSE_HEAD), ('DETRHead', IN_A_DETR_HEAD)])
+def test_it_trains_or_is_refused_when_the_head_is_built(head, works, name):
+    config = dict(type=name, **ARGUMENTS[name])
+    if name not in works:
+        with pytest.raises(ValueError, match=f'^{name} reads .*(take|use) '):
+            head_with(head, config)
+        return
+    gts, ignored, metas = ground_truths(0, with_ignored=True)
+    found = losses(head_with(head, config), gts, ignored, metas)
+    assert all(torch.isfinite(value).all() for value in found.values())
+    assert found['matched_mass'] > 1
+    nothing = [gt[:0] for gt in gts]
+    assert losses(head_with(head, config), nothing, ignored, metas)['matched_mass'] == 0
+
+
+@pytest.mark.parametrize('name', ['CenterRegionAssigner', 'MaxIoUAssigner'])
+def test_mmdets_head_has_the_same_losses_with_it(name):
+    train_cfg = head_config('RetinaHead').train_cfg
+    train_cfg.assigner = dict(type=name, **ARGUMENTS[name])
+    config = head_config('RetinaHead', train_cfg=train_cfg)
+    stock, ours = MODELS.build(config), MODELS.build({**config, 'type': 'uotod_mmdet.RetinaHead'})
+    gts, ignored, metas = ground_truths(1, with_ignored=True)
+    outputs = dense_outputs(stock, 1)
+    both = [h.loss_by_feat(*outputs, gts, metas, ignored) for h in (stock, ours)]
+    assert_same_losses(*both, [level for maps in outputs for level in maps])
+
+
+@pytest.mark.parametrize('name', ['UniformAssigner', 'TopkHungarianAssigner', 'TaskAlignedAssigner', 'SimOTAAssigner'])
+def test_the_plan_is_what_the_assigner_answers(name):
+    generator = torch.Generator().manual_seed(0)
+    points = torch.cartesian_prod(torch.arange(4.0, 64, 8), torch.arange(4.0, 64, 8))
+    boxes = torch.cat([points - 9, points + 9], 1) + torch.rand(64, 4, generator=generator)
+    priors = torch.cat([points, torch.full_like(points, 8)], 1)
+    if name != 'SimOTAAssigner':
+        priors = torch.cat([points - 8, points + 8], 1)
+    scores = torch.randn(64, 4, generator=generator)
+    gt = InstanceData(bboxes=torch.tensor([[2.0, 3, 30, 28], [25, 30, 60, 55]]), labels=torch.tensor([1, 3]))
+    assigner = TASK_UTILS.build(dict(type=name, **ARGUMENTS[name]))
+    meta = dict(img_shape=(64, 64))
+    batch = make_batch(dict(scores=scores[None], bboxes=boxes[None], priors=priors[None]), [gt], [meta])
+    (plan,) = match_batch(assigner, batch)
+    pred = InstanceData(priors=priors, bboxes=boxes, decoder_priors=boxes, scores=scores.sigmoid())
+    if name == 'TopkHungarianAssigner':
+        result = assigner.assign(pred.scores, boxes, gt.bboxes, gt.labels, meta)
+    else:
+        result = assigner.assign(pred, gt)
+    expected = torch.zeros(64, 3)
+    kept = result.gt_inds >= 0
+    expected[kept, (result.gt_inds[kept] - 1) % 3] = 1
+    assert torch.equal(plan, expected) and plan[:, :2].sum() > 2
+
+
+class NeedsMasks:
+    def assign(self, pred_instances, gt_instances, **kwargs):
+        return pred_instances.masks @ gt_instances.masks
+
+
+class NeedsEpoch:
+    def assign(self, pred_instances, gt_instances, epoch):
+        raise AssertionError
+
+
+@pytest.mark.parametrize(
+    'kind, what', [(NeedsMasks, 'reads what this head does not give .*masks'), (NeedsEpoch, 'assign needs epoch')]
+)
+def test_what_a_third_partys_assigner_misses_is_named(kind, what):
+    model = head_with('RetinaHead', dict(type='MaxIoUAssigner', **ARGUMENTS['MaxIoUAssigner']))
+    model.assigner = kind()
+    with pytest.raises(ValueError, match=what):
+        losses(model, *ground_truths(0, with_ignored=False))
+
+
+FORMS = {
+    'box types': lambda gt: InstanceData(bboxes=HorizontalBoxes(gt.bboxes), labels=gt.labels),
+    'float64 and int32': lambda gt: InstanceData(bboxes=gt.bboxes.double(), labels=gt.labels.int()),
+    'float16 and uint8': lambda gt: InstanceData(bboxes=gt.bboxes.half(), labels=gt.labels.byte()),
+    'int64 and int16': lambda gt: InstanceData(bboxes=gt.bboxes.long(), labels=gt.labels.short()),
+    'float labels of no objects': lambda gt: gt if len(gt) else InstanceData(bboxes=gt.bboxes, labels=torch.zeros(0)),
+}
+
+
+@pytest.mark.parametrize('form', FORMS)
+@pytest.mark.parametrize('head, name', [('RetinaHead', 'MaxIoUAssigner'), ('DETRHead', 'HungarianAssigner')])
+@pytest.mark.parametrize('prefix', ['', 'uotod_mmdet.'])
+def test_every_form_of_ground_truths_gives_the_losses_of_plain_tensors(head, name, prefix, form):
+    if prefix:
+        name = 'HungarianAssigner'
+    model = head_with(head, dict(type=prefix + name, **ARGUMENTS[name]))
+    gts, ignored, metas = ground_truths(0, with_ignored=True)
+    for gt in gts:
+        gt.bboxes = gt.bboxes.round()
+    expected = losses(model, gts, ignored, metas)
+    ignored = [InstanceData(bboxes=HorizontalBoxes(boxes.bboxes)) for boxes in ignored]
+    found = losses(model, [FORMS[form](gt) for gt in gts], ignored, metas)
+    for key, value in expected.items():
+        torch.testing.assert_close(found[key], value, msg=key)
+    nothing = losses(model, [FORMS[form](gt[:0]) for gt in gts], ignored, metas)
+    assert nothing['matched_mass'] == 0 and all(torch.isfinite(value).all() for value in nothing.values())
+
+
+def test_float_labels_are_named():
+    model = head_with('DETRHead', dict(type='HungarianAssigner', match_costs=COSTS))
+    gts, ignored, metas = ground_truths(0, with_ignored=False)
+    gts[0].labels = gts[0].labels.float()
+    with pytest.raises(TypeError, match='gt_instances.labels of image 0 .* must hold integers.* got torch.float32'):
+        losses(model, gts, ignored, metas)
+
+
+@pytest.mark.parametrize('head', ['RetinaHead', 'DETRHead', 'SSDHead'])
+@pytest.mark.parametrize('label', [5, -1])
+def test_a_label_that_is_no_foreground_class_is_named(head, label):
+    """num_classes=5: under a softmax label 5 is the background's column."""
+    loss_cls = dict(type='CrossEntropyLoss', use_sigmoid=False)
+    changes = {} if head == 'SSDHead' else dict(loss_cls=loss_cls)
+    model = MODELS.build({**head_config(head, **changes), 'type': f'uotod_mmdet.{head}'})
+    gts, ignored, metas = ground_truths(0, with_ignored=False)
+    gts[2].labels[0] = label
+    with pytest.raises(ValueError, match=f'labels holds .*{label}.*num_classes=5.* 0 to 4: count labels from 0'):
+        losses(model, gts, ignored, metas)

@@ -1,0 +1,26 @@
+"""Boxes in the forms in which mmdet hands them over."""
+
+from functools import reduce
+from typing import Union
+
+import torch
+from mmdet.structures.bbox import BaseBoxes, HorizontalBoxes
+from torch import Tensor
+
+
+def as_tensor(boxes: Union[Tensor, BaseBoxes]) -> Tensor:
+    """Boxes as a tensor, (..., 4) xyxy pixels if they come as one of mmdet's box types; a tensor as it is.
+
+    Raises:
+        AssertionError: If mmdet knows no way from that box type to (x1, y1, x2, y2).
+    """
+    if isinstance(boxes, BaseBoxes):
+        return boxes.tensor if isinstance(boxes, HorizontalBoxes) else boxes.convert_to('hbox').tensor
+    return boxes
+
+
+def float_boxes(*boxes: Union[Tensor, BaseBoxes]) -> list[Tensor]:
+    """Boxes as tensors of the widest dtype among them, at least float32, so that no area overflows."""
+    tensors = [as_tensor(values) for values in boxes]
+    dtype = reduce(torch.promote_types, (tensor.dtype for tensor in tensors), torch.float32)
+    return [tensor.to(dtype) for tensor in tensors]

@@ -1,0 +1,136 @@
+"""Whether a plan can weigh a loss: tried on a few rows when a head is built.
+
+A plan weighs rows, and heads divide by what they count. So a loss must be mmdet's usual one: ``forward(pred, target,
+weight, avg_factor=..., reduction_override=...)``, in which the loss of a row depends on that row alone, is multiplied
+by its weight, and is summed and divided by ``avg_factor``. Trying tells of any loss, third-party ones included.
+"""
+
+import copy
+import re
+from typing import Any
+
+import torch
+from mmdet.models.losses import QualityFocalLoss, VarifocalLoss
+from torch import Tensor, nn
+
+ROWS = 6
+SIGMOID = 'FocalLoss, QualityFocalLoss, VarifocalLoss and CrossEntropyLoss, with use_sigmoid=True'
+SOFTMAX = f'CrossEntropyLoss, and {SIGMOID}'
+BOX_LOSSES = (
+    'L1Loss, SmoothL1Loss, BalancedL1Loss, MSELoss, IoULoss, BoundedIoULoss, GIoULoss, DIoULoss, CIoULoss, EIoULoss '
+    'and SIoULoss'
+)
+
+
+def sum_by_row(losses: Tensor) -> Tensor:
+    """Sum what a loss without reduction gives over all but the rows."""
+    return losses.flatten(1).sum(1) if losses.dim() > 1 else losses
+
+
+def check_classification_loss(owner: str, loss: nn.Module, num_classes: int, columns: int) -> None:
+    """Check that a plan can weigh a classification loss.
+
+    Args:
+        owner: Whose argument ``loss_cls`` the loss is, for messages.
+        loss: The loss.
+        num_classes: Number of foreground classes, and the label of the background.
+        columns: Columns of the scores: ``num_classes``, or one more where the background has one.
+
+    Raises:
+        ValueError: If the loss does not fit, or its ``class_weight`` has a wrong length.
+    """
+    check_class_weight(owner, loss, columns, f'{num_classes} classes' + ' and the background' * (columns - num_classes))
+    labels = torch.arange(ROWS) % (num_classes + 1)
+    labels[-1] = num_classes
+    pred = torch.linspace(0.1, 0.9, ROWS * columns).view(columns, ROWS).t().contiguous()
+    weight = torch.linspace(0.5, 1.5, ROWS)
+    target = labels
+    if isinstance(loss, (QualityFocalLoss, VarifocalLoss)):
+        target = torch.zeros_like(pred)
+        target[torch.arange(ROWS - 1), labels[:-1].clamp(max=columns - 1)] = 0.7
+        weight = weight[:, None] if isinstance(loss, VarifocalLoss) else weight
+    check_loss(owner, 'loss_cls', loss, pred, target, weight, SIGMOID if columns == num_classes else SOFTMAX)
+
+
+def check_class_weight(owner: str, loss: nn.Module, columns: int, meaning: str) -> None:
+    """Check the length of the ``class_weight`` that mmdet's cross-entropy losses have.
+
+    Raises:
+        ValueError: If it is not ``columns``; one number for all classes is legal under a sigmoid.
+    """
+    class_weight = getattr(loss, 'class_weight', None)
+    if class_weight is None or (getattr(loss, 'use_sigmoid', False) and isinstance(class_weight, (int, float))):
+        return
+    count = 1 if isinstance(class_weight, (int, float)) else len(class_weight)
+    if count != columns or isinstance(class_weight, (int, float)):
+        raise ValueError(
+            f'{owner}: class_weight of {type(loss).__name__} holds {count} number(s), but the scores have {columns} '
+            f'columns: give a list of {columns}, one for each of the {meaning}.'
+        )
+
+
+def check_box_loss(owner: str, argument: str, loss: nn.Module) -> None:
+    """Check that a plan can weigh a localisation loss, the argument ``argument`` of ``owner``.
+
+    Raises:
+        ValueError: If the loss does not fit.
+    """
+    corner = torch.linspace(0, 20, 2 * ROWS).view(ROWS, 2)
+    target = torch.cat([corner, corner + torch.linspace(30, 60, 2 * ROWS).view(ROWS, 2)], 1)
+    pred = target + torch.linspace(-4, 5, 4 * ROWS).view(4, ROWS).t()
+    check_loss(owner, argument, loss, pred, target, torch.linspace(0.5, 1.5, ROWS)[:, None].expand(-1, 4), BOX_LOSSES)
+
+
+def check_loss(
+    owner: str, argument: str, loss: nn.Module, pred: Tensor, target: Tensor, weight: Tensor, fitting: str
+) -> None:
+    """Try a loss on the rows of ``pred``.
+
+    Args:
+        owner: Whose argument the loss is.
+        argument: Name of the argument.
+        loss: The loss; what it counts of this trial is forgotten.
+        pred: Predictions, ROWS of them.
+        target: Their targets.
+        weight: Their weights, in the shape in which the head gives them.
+        fitting: Names of losses that fit.
+
+    Raises:
+        ValueError: If the loss does not fit, naming those that do.
+    """
+    name = type(loss).__name__
+    reduction = getattr(loss, 'reduction', 'mean')
+    if reduction != 'mean':
+        raise ValueError(
+            f"{owner}: {argument}={name} has reduction={reduction!r}, which has no effect on a plan's loss or ends in "
+            'an error: leave reduction out of its config; its sum is divided by what the plan matches.'
+        )
+    loss = copy.deepcopy(loss)
+
+    def attempt(rows: int, factor: float, **how: Any) -> Tensor:
+        return loss(pred[:rows].clone(), target[:rows].clone(), (factor * weight[:rows]).clone(), **how)
+
+    try:
+        with torch.no_grad():
+            losses = attempt(len(pred), 1.0, reduction_override='none')
+            if not isinstance(losses, Tensor) or losses.shape[:1] != pred.shape[:1]:
+                shape = tuple(losses.shape) if isinstance(losses, Tensor) else type(losses).__name__
+                why = f'without reduction it gives {shape} for {len(pred)} rows, not one loss for each'
+            else:
+                losses, rows = sum_by_row(losses), len(pred) // 2
+                part = sum_by_row(attempt(rows, 2.0, reduction_override='none'))
+                averaged = attempt(len(pred), 1.0, avg_factor=2.0)
+                if not torch.allclose(part, 2 * losses[:rows], rtol=1e-3, atol=1e-6):
+                    why = 'the loss of a row depends on other rows, or is not multiplied by its weight'
+                elif not torch.allclose(averaged, losses.sum() / 2, rtol=1e-3, atol=1e-6):
+                    why = 'it does not divide the sum of its rows by avg_factor'
+                else:
+                    return
+    except Exception as error:
+        if isinstance(error, RuntimeError) and re.search('cpu|cuda|device', str(error), re.IGNORECASE):
+            return  # made for one device only, so that it cannot be tried here
+        why = f'called as mmdet calls losses it ends in {type(error).__name__}: {error}'.rstrip('. ')
+    raise ValueError(
+        f'{owner}: a plan cannot weigh {argument}={name}: {why}. Losses that fit: {fitting}, and any whose loss of a '
+        "row is that row's own times its weight; or take mmdet's head of this name."
+    )
