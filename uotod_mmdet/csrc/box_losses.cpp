@@ -126,7 +126,7 @@ extern "C" int uotod_box_losses(const float *preds, int64_t rows, const float *t
 }
 
 // The gradient of the predictions, (rows, 4), of the sum of losses times grad[k * stride].
-extern "C" int uotod_box_gradient(const float *preds, int64_t rows, const float *truths, int64_t gts,
+extern "C" int uotod_box_losses_gradient(const float *preds, int64_t rows, const float *truths, int64_t gts,
                                   const float *sizes, int64_t images, int64_t centred, const int64_t *pair_rows,
                                   const int64_t *pair_truths, const int64_t *pair_images, const float *weights,
                                   int64_t pairs, double scale, double eps, const float *grad, int64_t stride,

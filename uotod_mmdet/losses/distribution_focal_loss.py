@@ -1,13 +1,12 @@
 """Distribution Focal Loss: a box side as a distribution over whole distances."""
 
-from typing import Any, Optional, Union
+from typing import Optional, Union
 
 import mmdet.models.losses
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from uotod_mmdet.ops.native import Kernel
+from uotod_mmdet.ops import softmax_rows
 from uotod_mmdet.registry import MODELS
 
 from .checks import (
@@ -23,11 +22,6 @@ from .checks import (
 )
 
 NAME = 'DistributionFocalLoss'
-_ROWS = 'logits: f32[N C], target: f32[N], N, C, '
-LOSSES = Kernel('uotod_distribution_losses', _ROWS + 'losses: f32[N], log_sums: f32[N]')
-GRADIENT = Kernel(
-    'uotod_distribution_gradient', _ROWS + 'log_sums: f32[N], grad: f32[N]~, grad.stride, gradient: f32[N C]'
-)
 
 
 def distribution_focal_loss(
@@ -71,55 +65,13 @@ def distribution_focal_loss(
     ]
 
     logits = full_precision(pred)
-    if LOSSES.takes(logits=logits) and not target.requires_grad:
-        loss = _CompiledLosses.apply(logits, target.to(logits.dtype).contiguous())
-        return reduce_and_check(NAME, loss, pred, weight, reduction, avg_factor, faults)
-    left = target.long().clamp(0, reg_max)
-    bins = torch.stack([left, (left + 1).clamp(max=reg_max)], 1)
+    left = target.detach().nan_to_num(0).clamp(0, reg_max).long()
     share = target.to(logits.dtype) - left
-    shares = torch.stack([1 - share, share], 1)
-    if target.requires_grad:
-        loss = -(logits.log_softmax(1).gather(1, bins) * shares).sum(1)
-    else:
-        loss = _CrossEntropy.apply(logits, bins, shares)
+    rows = torch.arange(len(logits), device=logits.device)[:, None].expand(-1, 2).flatten()
+    labels = torch.stack([left, (left + 1).clamp(max=reg_max)], 1).flatten()
+    # Cross-entropy with the two bins beside the target.
+    loss = softmax_rows(logits, 0, logits.new_zeros(len(logits)), rows, labels, torch.stack([1 - share, share], 1).flatten())
     return reduce_and_check(NAME, loss, pred, weight, reduction, avg_factor, faults)
-
-
-class _CrossEntropy(torch.autograd.Function):
-    """Cross-entropy of each row (N, n) with a target that is not 0 in two bins (N, 2), and its gradient with it."""
-
-    @staticmethod
-    def forward(ctx: Any, logits: Tensor, bins: Tensor, shares: Tensor) -> Tensor:
-        log_prob = logits.log_softmax(1)
-        losses = -(log_prob.gather(1, bins) * shares).sum(1)
-        if ctx.needs_input_grad[0]:
-            ctx.save_for_backward(log_prob.exp_().scatter_add_(1, bins, -shares))
-        return losses
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple:
-        (gradient,) = ctx.saved_tensors
-        return gradient * grad[:, None], None, None
-
-
-class _CompiledLosses(torch.autograd.Function):
-    """The same by csrc/losses.cpp."""
-
-    @staticmethod
-    def forward(ctx: Any, logits: Tensor, target: Tensor) -> Tensor:
-        losses, log_sums = torch.empty_like(target), torch.empty_like(target)
-        LOSSES(logits=logits, target=target, losses=losses, log_sums=log_sums)
-        ctx.save_for_backward(logits, target, log_sums)
-        return losses
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple:
-        logits, target, log_sums = ctx.saved_tensors
-        gradient = torch.empty_like(logits)
-        GRADIENT(logits=logits, target=target, log_sums=log_sums, grad=grad, gradient=gradient)
-        return gradient, None
 
 
 @MODELS.register_module()

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .deferred import host_may_wait
+from .deferred import host_may_wait, is_traced
 from .native import Kernel
 from .registration import op, register_autograd, register_fake
 
@@ -29,6 +29,11 @@ KERNEL = Kernel(
 def softplus(x: Tensor) -> Tensor:
     """log(1 + exp(x)) to the last digit."""
     return F.softplus(x, threshold=40.0 if x.dtype == torch.float64 else 20.0)
+
+
+def pays_in_blocks(logits: Tensor) -> bool:
+    """Whether :func:`focal_rows` is the faster way: not on a GPU, for which blocks are too small, nor when traced."""
+    return host_may_wait(logits) and not is_traced()
 
 
 def focal_rows(
@@ -48,8 +53,8 @@ def focal_rows(
     """
     row_weight, entries = row_weight.to(logits.dtype), logits.detach().flatten()[index]
     learning = torch.is_grad_enabled()
-    if not host_may_wait(logits) or (learning and (row_weight.requires_grad or entry_losses(entries).requires_grad)):
-        # Blocks are too small for a GPU; and weights or qualities that are learnt need their gradient, too.
+    if not pays_in_blocks(logits) or (learning and (row_weight.requires_grad or entry_losses(entries).requires_grad)):
+        # Weights or qualities that are learnt need their gradient, too.
         losses = (row_weight[:, None] * logits.sigmoid().pow(gamma) * softplus(logits)).flatten()
         own = entry_losses(logits.flatten()[index]).to(losses.dtype)
         return losses.index_put((index,), own).view_as(logits).sum(1)

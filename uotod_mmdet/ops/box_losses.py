@@ -1,0 +1,134 @@
+"""L1 distance and 1 - GIoU of weighted pairs of boxes, gathered from all predictions and ground truths, as an op."""
+
+from typing import Any, Optional
+
+import torch
+from mmdet.structures.bbox import bbox_cxcywh_to_xyxy, bbox_xyxy_to_cxcywh
+from torch import Tensor
+
+from .giou import giou_losses
+from .native import Kernel
+from .registration import op, register_autograd, register_fake
+
+_ARGUMENTS = (
+    'preds: f32[R 4], R, truths: f32[G 4], G, sizes: f32[B 4]?, B, centred: int, pair_rows: i64[K], '
+    'pair_truths: i64[K], pair_images: i64[K], weights: f32[K], K, scale: float, eps: float, '
+)
+_TENSORS = ('preds', 'truths', 'sizes', 'pair_rows', 'pair_truths', 'pair_images', 'weights')
+KERNEL = Kernel('uotod_box_losses', _ARGUMENTS + 'losses: f32[K]')
+GRADIENT_KERNEL = Kernel('uotod_box_losses_gradient', _ARGUMENTS + 'grad: f32[K]~, grad.stride, gradient: f32[R 4]')
+
+
+def gathered_box_losses(
+    preds: Tensor,
+    truths: Tensor,
+    sizes: Optional[Tensor],
+    rows: Tensor,
+    gts: Tensor,
+    images: Tensor,
+    weights: Tensor,
+    scale: float,
+    eps: Optional[float],
+) -> Tensor:
+    """``scale * weights`` times the loss of each pair.
+
+    Args:
+        preds: Predictions, (R, 4), as (x1, y1, x2, y2); with ``sizes`` (cx, cy, w, h) in units of the sizes.
+        truths: Ground truths (x1, y1, x2, y2), with ``sizes`` in pixels, (G, 4); they get no gradient.
+        sizes: Width, height, width, height of each image in pixels, (B, 4), or None.
+        rows: Prediction of each pair, ascending, (K,).
+        gts: Ground truth of each pair, (K,).
+        images: Image of each pair, (K,).
+        weights: Weight of each pair, (K,).
+        scale: Factor of all.
+        eps: Least area that 1 - GIoU, of (x1, y1, x2, y2), divides by. None: L1 distance, with ``sizes`` of
+            (cx, cy, w, h) in units of the sizes.
+
+    Returns:
+        (K,).
+    """
+    eps = -1.0 if eps is None else float(eps)
+    if torch.is_grad_enabled() and (weights.requires_grad or truths.requires_grad):
+        return _reference(preds, truths, sizes, rows, gts, images, weights, float(scale), eps)
+    return box_losses_op(preds, truths, sizes, rows, gts, images, weights, float(scale), eps)
+
+
+@op
+def box_losses_op(
+    preds: Tensor,
+    truths: Tensor,
+    sizes: Optional[Tensor],
+    rows: Tensor,
+    gts: Tensor,
+    images: Tensor,
+    weights: Tensor,
+    scale: float,
+    eps: float,
+) -> Tensor:
+    """:func:`gathered_box_losses`; a negative ``eps`` means the L1 distance."""
+    given = dict(zip(_TENSORS, (preds, truths, sizes, rows, gts, images, weights)))
+    if KERNEL.takes(**given):
+        losses = torch.empty_like(weights)
+        KERNEL(**given, centred=int(sizes is not None), scale=scale, eps=eps, losses=losses)
+        return losses
+    return _reference(preds, truths, sizes, rows, gts, images, weights, scale, eps)
+
+
+@op
+def box_losses_gradient_op(
+    preds: Tensor,
+    truths: Tensor,
+    sizes: Optional[Tensor],
+    rows: Tensor,
+    gts: Tensor,
+    images: Tensor,
+    weights: Tensor,
+    scale: float,
+    eps: float,
+    grad: Tensor,
+) -> Tensor:
+    """Gradient of the sum of losses times ``grad`` (K,) by the predictions, (R, 4)."""
+    given = dict(zip(_TENSORS, (preds, truths, sizes, rows, gts, images, weights)), grad=grad)
+    if GRADIENT_KERNEL.takes(**given):
+        gradient = torch.empty_like(preds)
+        GRADIENT_KERNEL(**given, centred=int(sizes is not None), scale=scale, eps=eps, gradient=gradient)
+        return gradient
+    with torch.enable_grad():
+        leaf = preds.detach().requires_grad_()
+        losses = _reference(leaf, truths, sizes, rows, gts, images, weights, scale, eps)
+        return torch.autograd.grad(losses, leaf, grad)[0]
+
+
+def _reference(
+    preds: Tensor,
+    truths: Tensor,
+    sizes: Optional[Tensor],
+    rows: Tensor,
+    gts: Tensor,
+    images: Tensor,
+    weights: Tensor,
+    scale: float,
+    eps: float,
+) -> Tensor:
+    pred, truth = preds.index_select(0, rows), truths.index_select(0, gts)
+    if eps < 0:
+        if sizes is not None:
+            truth = bbox_xyxy_to_cxcywh(truth / sizes[images])
+        return scale * weights * (pred - truth).abs().sum(1)
+    if sizes is not None:
+        pred = bbox_cxcywh_to_xyxy(pred) * sizes[images]
+    return scale * weights * giou_losses(pred, truth, eps)
+
+
+def _save(ctx: Any, inputs: tuple, output: Tensor) -> None:
+    *tensors, ctx.scale, ctx.eps = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple:
+    return box_losses_gradient_op(*ctx.saved_tensors, ctx.scale, ctx.eps, grad), *[None] * 8
+
+
+register_fake(box_losses_op, lambda *inputs: torch.empty_like(inputs[6]))
+register_fake(box_losses_gradient_op, lambda *inputs: torch.empty_like(inputs[0]))
+register_autograd(box_losses_op, _backward, _save)

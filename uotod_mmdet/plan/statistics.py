@@ -1,0 +1,95 @@
+"""What to watch of a plan during training."""
+
+import logging
+from typing import Any, Optional
+from weakref import WeakSet
+
+import torch
+from mmengine.logging import print_log
+from torch import Tensor
+
+from uotod_mmdet.ops import act_if
+
+from .pairs import Pairs
+
+
+def plan_statistics(
+    pairs: Pairs, gt_mask: Tensor, num_iter: Optional[Tensor], assigner: Any = None
+) -> dict[str, Tensor]:
+    """What to watch of a plan during training; no name contains 'loss', so mmengine logs and does not sum it.
+
+    Args:
+        pairs: The plan.
+        gt_mask: False on padding, (B, M).
+        num_iter: Iterations of the solver, (B,); None: the strategy does not iterate.
+        assigner: Who made the plan; if that is so soft that everything is taught to everyone, a warning says so once.
+
+    Returns:
+        ``matched_mass``: predictions' worth of mass on ground truths, mean of the images; ``unmatched_gts``: share of
+        ground truths that hold less than 0.5; ``plan_entropy``: mean entropy, in nats, of the rows of predictions that
+        give more to ground truths than to the background; ``sinkhorn_iters``: mean iterations, where there are any.
+    """
+    images, gts = max(pairs.num_images, 1), gt_mask.sum().clamp(min=1)
+    if assigner is not None and assigner not in _warned:
+        _warn_if_too_soft(pairs, gts, assigner)
+    gt_mass = pairs.weight.new_zeros(gt_mask.numel()).index_add(0, pairs.gts, pairs.weight)
+    unmatched = (gt_mass < 0.5) & gt_mask.flatten()
+    row_mass = pairs.row_mass
+    matched = row_mass > 2 * pairs.background
+    entropy = pairs.sum_by_row(_entropy(pairs.weight / row_mass[pairs.rows]))
+    entropy = entropy + _entropy(pairs.background / torch.where(row_mass > 0, row_mass, 1))
+    entropy = torch.where(matched, entropy, 0).sum() / matched.sum().clamp(min=1)
+    return _named_statistics(pairs.weight.sum() / images, unmatched.sum() / gts, entropy, num_iter)
+
+
+EVERYONE, EVERYONE_ALIKE = 0.5, 0.99
+"""Shares of all pairs of predictions and ground truths that must carry a plan for it to be called too soft.
+
+At reg=50 our configs have 0.65 to 1, at reg=0.05 dense heads and DINO have 0.0 to 0.22. The second is for plans that
+give a ground truth one prediction's worth: the queries of an untrained DETR predict the same, and reg=0.05 gives 0.94.
+"""
+
+_warned: WeakSet = WeakSet()
+
+
+def _warn_if_too_soft(pairs: Pairs, gts: Tensor, assigner: Any) -> None:
+    """Log, once for an assigner, that its plan teaches everything to everyone.
+
+    The pairs that carry a plan are counted by their participation ratio, (sum P)^2 / sum P^2: K for K equal weights.
+    """
+    weight = pairs.weight.detach()
+    mass, square = weight.sum(), torch.dot(weight, weight)
+    carrying = mass.square() / square.clamp(min=torch.finfo(weight.dtype).tiny)
+    num_preds = len(pairs.background) // max(pairs.num_images, 1)
+    soft = square < 0.5 * mass  # a hard plan of few predictions is not
+
+    def warn() -> None:
+        if assigner in _warned:
+            return
+        _warned.add(assigner)
+        numbers = ', '.join(f'{n}={getattr(assigner, n)}' for n in ('reg', 'reg_dimless') if hasattr(assigner, n))
+        print_log(
+            f'{type(assigner).__name__}: the plan is so soft that it teaches everything to everyone: each ground truth '
+            f'is shared by about {float(carrying / gts):.0f} of {num_preds} predictions, which give it '
+            f"{float(square / mass):.2g} of themselves on average, and together {float(mass / gts):.3g} predictions' "
+            f'worth. Lower reg{f" (now {numbers})" if numbers else ""} until it is small beside the differences of the '
+            'match costs, 0.01 to 0.1 for costs of about 1, and watch matched_mass and plan_entropy in the log.',
+            logger='current',
+            level=logging.WARNING,
+        )
+
+    share = torch.where(mass > 2 * gts, EVERYONE, EVERYONE_ALIKE)
+    act_if(soft & (carrying > share * num_preds * gts), warn)
+
+
+def _named_statistics(
+    matched_mass: Tensor, unmatched_gts: Tensor, plan_entropy: Tensor, num_iter: Optional[Tensor]
+) -> dict[str, Tensor]:
+    statistics = dict(matched_mass=matched_mass, unmatched_gts=unmatched_gts, plan_entropy=plan_entropy)
+    if num_iter is not None:
+        statistics['sinkhorn_iters'] = num_iter.to(matched_mass.dtype).mean()
+    return statistics
+
+
+def _entropy(probability: Tensor) -> Tensor:
+    return -probability * probability.clamp(min=torch.finfo(probability.dtype).tiny).log()
