@@ -36,13 +36,9 @@ struct Eight {
         }
         transpose8(both);
         std::copy(both, both + 4, pred), std::copy(both + 4, both + 8, truth);
-        const int64_t *images = boxes.pair_images;
-        const bool one_image = !boxes.sizes || images[pairs[0]] == images[pairs[7]];
         for (int axis = 0; axis < 4; ++axis)
-            if (one_image)
-                size[axis] = all(boxes.sizes ? boxes.sizes[images[pairs[0]] * 4 + axis] : 1.0f);
-            else
-                for (int64_t k = 0; k < 8; ++k) size[axis][k] = boxes.sizes[images[pairs[k]] * 4 + axis];
+            for (int64_t k = 0; k < 8; ++k)
+                size[axis][k] = boxes.sizes ? boxes.sizes[boxes.pair_images[pairs[k]] * 4 + axis] : 1.0f;
     }
 };
 

@@ -8,6 +8,7 @@
 #include <limits>
 #include <memory>
 #include <new>
+#include <type_traits>
 #include <vector>
 
 #include "vector.h"
@@ -17,11 +18,11 @@ namespace {
 constexpr long PARTS = 8, ROWS = 8 * PARTS;  // vectors and rows of a tile
 constexpr long TILES = 8;            // whose column sums are added in float before they go to double
 constexpr double LIMIT = 30;         // largest logarithm of a scaling that floats hold safely
-constexpr double PRECISE_BELOW = 1e12;  // as in uotod_mmdet/ops/transport_problem.py
+constexpr double EXACT_BELOW = 128;  // as in sinkhorn.py, as is the next
+constexpr double PRECISE_BELOW = 1e12;
 constexpr float TINY = std::numeric_limits<float>::min();
 constexpr float DEAD = -1e30f;  // exponent of an entry whose row or column is empty
 const double INF = std::numeric_limits<double>::infinity();
-const d8 dead = d8{} + (double)DEAD;
 
 struct Options {
     long num_iter, check_every;
@@ -109,7 +110,8 @@ double translation(const Side &a, const std::vector<double> &f, const Side &b, c
     return std::isinf(mass_a) || std::isinf(mass_b) ? 0 : total * (mass_a - mass_b);
 }
 
-// The exponents -C/reg and the potentials added to them are in double precision.
+// T is the precision of the exponents -C/reg and of the potentials added to them.
+template <class T>
 class Solver {
    public:
     double error = INF;
@@ -138,27 +140,35 @@ class Solver {
     }
 
    private:
+    using V = typename std::conditional<std::is_same<T, float>::value, f8, d8>::type;
+
     long rows = 0, width = 0, tiles = 0;  // of the problem
     long columns = 0;                     // that have mass; the others are left out
     std::vector<long> places;             // of these in the problem
     size_t capacity = 0;
-    std::unique_ptr<double[]> exponents;   // of the kernel without potentials
+    std::unique_ptr<T[]> exponents;   // of the kernel without potentials
     std::unique_ptr<float[]> kernel;  // with those that are absorbed
     std::vector<float> lanes;     // for each column, eight partial sums
-    std::vector<d8> peaks;         // likewise
+    std::vector<V> peaks;         // likewise
     std::vector<float> masses;    // of the columns
     std::vector<double> column_sums, new_f, new_g;
     Side a, b;
 
-    const double *exponent(long tile) const { return exponents.get() + tile * columns * ROWS; }
+    const T *exponent(long tile) const { return exponents.get() + tile * columns * ROWS; }
     float *entries(long tile) { return kernel.get() + tile * columns * ROWS; }
 
-    static d8 vector(const double *from) {
-        d8 x;
+    static V vector(const T *from) {
+        V x;
         std::memcpy(&x, from, sizeof x);
         return x;
     }
-    static f8 narrow(d8 x) { return __builtin_convertvector(x, f8); }
+    static V converted(const double *from) {
+        d8 x;
+        std::memcpy(&x, from, sizeof x);
+        return __builtin_convertvector(x, V);
+    }
+    static f8 narrow(V x) { return __builtin_convertvector(x, f8); }
+    static V every(T x) { return V{} + x; }
 
     void load_problem(const float *cost, const float *mass_a, const float *mass_b, long num_rows, long num_columns,
                       double reg, double rho_a, double rho_b) {
@@ -169,14 +179,14 @@ class Solver {
         columns = (long)places.size();
         const size_t size = tiles * ROWS * columns;
         if (capacity < size) {  // not filled, as a vector would be
-            exponents.reset(new double[size]), kernel.reset(new float[size]);
+            exponents.reset(new T[size]), kernel.reset(new float[size]);
             capacity = size;
         }
         lanes.resize(columns * 8), peaks.resize(columns), column_sums.resize(columns);
         a.fill(mass_a, rows, tiles * ROWS, rho_a), b.fill(masses.data(), columns, (columns + 7) / 8 * 8, rho_b);
-        const double scale = -1.0 / reg;
+        const T scale = (T)(-1.0 / reg);
         for (long i = 0; i < a.count; i += 8) {
-            double *to = exponents.get() + i / ROWS * columns * ROWS + i % ROWS;
+            T *to = exponents.get() + i / ROWS * columns * ROWS + i % ROWS;
             const f8 row_masses = load(&a.mass[i]);
             for (long j = 0; j < columns; j += 8) {
                 const long count = std::min(columns - j, 8L), begin = neighbours(j, count);
@@ -189,8 +199,8 @@ class Solver {
                 }
                 transpose8(block);
                 for (long k = 0; k < count; ++k) {
-                    const d8 value = __builtin_convertvector(block[k], d8) * scale;
-                    const d8 live = __builtin_convertvector(row_masses, d8) > 0.0 ? value : dead;
+                    const V value = __builtin_convertvector(block[k], V) * scale;
+                    const V live = __builtin_convertvector(row_masses, V) > (T)0 ? value : every((T)DEAD);
                     std::memcpy(to + (j + k) * ROWS, &live, sizeof live);
                 }
             }
@@ -208,33 +218,34 @@ class Solver {
 
     // Potentials that centre the kernel: the largest entry of each row and column is near 1.
     void start() {
-        const double alive = 0.5 * DEAD;
-        std::fill(peaks.begin(), peaks.end(), dead);
+        const T alive = (T)(0.5f * DEAD);
+        std::fill(peaks.begin(), peaks.end(), every((T)DEAD));
         for (long tile = 0; tile < tiles; ++tile)
             for (long r = 0; r < ROWS; r += 8) {
-                const double *from = exponent(tile) + r;
-                d8 peak = dead;
+                const T *from = exponent(tile) + r;
+                V peak = every((T)DEAD);
                 for (long j = 0; j < columns; ++j) {
-                    const d8 x = vector(from + j * ROWS);
+                    const V x = vector(from + j * ROWS);
                     peak = x > peak ? x : peak;
                 }
-                const d8 f = peak > alive ? -peak : dead;
-                std::memcpy(&a.potential[tile * ROWS + r], &f, sizeof f);
+                const V f = peak > alive ? -peak : every((T)DEAD);
+                const d8 potential = __builtin_convertvector(f, d8);
+                std::memcpy(&a.potential[tile * ROWS + r], &potential, sizeof potential);
                 for (long j = 0; j < columns; ++j) {
-                    const d8 x = vector(from + j * ROWS) + f;
+                    const V x = vector(from + j * ROWS) + f;
                     peaks[j] = x > peaks[j] ? x : peaks[j];
                 }
             }
         for (long j = 0; j < columns; ++j) {
-            const double peak = largest(peaks[j]);
-            b.potential[j] = peak > alive ? -peak : (double)DEAD;
+            const T peak = largest(peaks[j]);
+            b.potential[j] = peak > alive ? -(double)peak : (double)DEAD;
         }
         a.find_alive(), b.find_alive();
     }
 
-    static double largest(d8 x) {
-        double most = x[0];
-        for (int lane = 1; lane < 8; ++lane) most = std::max(most, (double)x[lane]);
+    static T largest(V x) {
+        T most = x[0];
+        for (int lane = 1; lane < 8; ++lane) most = std::max(most, (T)x[lane]);
         return most;
     }
 
@@ -243,9 +254,9 @@ class Solver {
         a.restart(), b.restart();
         for (long tile = 0; tile < tiles; ++tile)
             for (long r = 0; r < ROWS; r += 8) {
-                const d8 f = vector(&a.absorbed[tile * ROWS + r]);
+                const V f = converted(&a.absorbed[tile * ROWS + r]);
                 for (long j = 0; j < columns; ++j) {
-                    const d8 x = vector(exponent(tile) + j * ROWS + r) + f + b.absorbed[j];
+                    const V x = vector(exponent(tile) + j * ROWS + r) + f + (T)b.absorbed[j];
                     store(entries(tile) + j * ROWS + r, exp8(narrow(x)));
                 }
             }
@@ -351,41 +362,41 @@ class Solver {
     // Do the last iterations again, from the potentials of the last look, by logsumexp: slow, and safe for any cost.
     void rescue(long steps) {
         for (long number = 0; number < steps; ++number) {
-            std::fill(peaks.begin(), peaks.end(), dead);
+            std::fill(peaks.begin(), peaks.end(), every((T)DEAD));
             for (long tile = 0; tile < tiles; ++tile)
                 for (long r = 0; r < ROWS; r += 8) {
-                    const double *from = exponent(tile) + r;
+                    const T *from = exponent(tile) + r;
                     const long i = tile * ROWS + r;
-                    d8 peak = dead;
+                    V peak = every((T)DEAD);
                     f8 sum = {};
                     for (long j = 0; j < columns; ++j) {
-                        const d8 x = vector(from + j * ROWS) + b.potential[j];
+                        const V x = vector(from + j * ROWS) + (T)b.potential[j];
                         peak = x > peak ? x : peak;
                     }
                     for (long j = 0; j < columns; ++j)
-                        sum += exp8(narrow(vector(from + j * ROWS) + b.potential[j] - peak));
+                        sum += exp8(narrow(vector(from + j * ROWS) + (T)b.potential[j] - peak));
                     const f8 log_sum = log8(max8(sum, all(TINY)));
                     for (int lane = 0; lane < 8; ++lane)
                         if (a.live(i + lane))
-                            a.potential[i + lane] = a.updated(i + lane, -(peak[lane] + log_sum[lane]));
-                    const d8 f = vector(&a.potential[i]);
+                            a.potential[i + lane] = a.updated(i + lane, -((double)peak[lane] + log_sum[lane]));
+                    const V f = converted(&a.potential[i]);
                     for (long j = 0; j < columns; ++j) {
-                        const d8 x = vector(from + j * ROWS) + f;
+                        const V x = vector(from + j * ROWS) + f;
                         peaks[j] = x > peaks[j] ? x : peaks[j];
                     }
                 }
             clear_columns();
-            for (long j = 0; j < columns; ++j) peaks[j] = d8{} + largest(peaks[j]);
+            for (long j = 0; j < columns; ++j) peaks[j] = every(largest(peaks[j]));
             for (long tile = 0; tile < tiles; ++tile)
                 for (long r = 0; r < ROWS; r += 8) {
-                    const d8 f = vector(&a.potential[tile * ROWS + r]);
+                    const V f = converted(&a.potential[tile * ROWS + r]);
                     for (long j = 0; j < columns; ++j) {
-                        const d8 x = vector(exponent(tile) + j * ROWS + r) + f - peaks[j];
+                        const V x = vector(exponent(tile) + j * ROWS + r) + f - peaks[j];
                         column_sums[j] += sum8(exp8(narrow(x)));
                     }
                 }
             for (long j = 0; j < columns; ++j)
-                if (b.live(j)) b.potential[j] = b.updated(j, -(peaks[j][0] + std::log(column_sums[j])));
+                if (b.live(j)) b.potential[j] = b.updated(j, -((double)peaks[j][0] + std::log(column_sums[j])));
         }
         const double shift = translation(a, a.potential, b, b.potential);
         for (auto &value : a.potential) value += shift;
@@ -478,7 +489,8 @@ extern "C" int uotod_sinkhorn(const float *cost, const float *a, const float *b,
     int failed = 0, unfit = 0;
 #pragma omp parallel num_threads(threads) reduction(| : failed, unfit)
     {
-        Solver solver;
+        Solver<float> in_float;
+        Solver<double> in_double;
 #pragma omp for schedule(dynamic)
         for (int64_t index = 0; index < batch; ++index) {
             const int64_t size = rows * columns;
@@ -489,11 +501,17 @@ extern "C" int uotod_sinkhorn(const float *cost, const float *a, const float *b,
                 unfit = 1;
                 continue;
             }
-            try {
+            auto solve = [&](auto &solver) {
                 done[index] = solver.solve(from, a + index * rows, b + index * columns, rows, columns, unit,
                                            rho_a[index], rho_b[index], options, scale[index], plan + index * size,
                                            f + index * rows, g + index * columns);
                 error[index] = solver.error;
+            };
+            try {
+                if (largest < EXACT_BELOW * unit)
+                    solve(in_float);
+                else
+                    solve(in_double);
             } catch (const std::bad_alloc &) {
                 failed = 1;
             }

@@ -27,13 +27,9 @@ static inline f8 abs8(f8 x) { return (f8)((i8)x & 0x7fffffff); }
 
 #ifdef __clang__
 #define SHUFFLE(x, ...) __builtin_shufflevector(x, x, __VA_ARGS__)
-#else
-#define SHUFFLE(x, ...) __builtin_shuffle(x, i8{__VA_ARGS__})
-#endif
-
-#ifdef __clang__
 #define SHUFFLE2(x, y, ...) __builtin_shufflevector(x, y, __VA_ARGS__)
 #else
+#define SHUFFLE(x, ...) __builtin_shuffle(x, i8{__VA_ARGS__})
 #define SHUFFLE2(x, y, ...) __builtin_shuffle(x, y, i8{__VA_ARGS__})
 #endif
 
