@@ -4,6 +4,7 @@ Shapes are checked first; they cost nothing. Value conditions are kept as 0-dim 
 together at the end, on a GPU without waiting for it (see device.py). Only a failure is worked out in detail.
 """
 
+import numbers
 from collections.abc import Callable, Mapping
 from typing import Optional, Union
 
@@ -23,6 +24,7 @@ def check_reduction(owner: str, reduction: str, avg_factor: Optional[Union[float
     """Check the way to reduce.
 
     Raises:
+        TypeError: If ``avg_factor`` is neither a number nor a tensor of one.
         ValueError: If ``reduction`` is unknown, or is 'sum' beside an ``avg_factor``.
     """
     if reduction not in REDUCTIONS:
@@ -32,6 +34,17 @@ def check_reduction(owner: str, reduction: str, avg_factor: Optional[Union[float
             f"{owner}: avg_factor cannot be used with reduction='sum'. mmdet's heads always pass avg_factor, so "
             "reduction='sum' cannot be used inside them; set reduction='mean' in the config, which divides the sum by "
             'avg_factor (mmdet issue 10919).'
+        )
+    if isinstance(avg_factor, Tensor):
+        if avg_factor.shape not in ((), (1,)) or avg_factor.is_complex():
+            raise ValueError(
+                f'{owner}: avg_factor must be one real number; got a tensor of shape {tuple(avg_factor.shape)}, '
+                f'{avg_factor.dtype}.'
+            )
+    elif avg_factor is not None and not isinstance(avg_factor, numbers.Real):
+        raise TypeError(
+            f'{owner}: avg_factor must be a number or a tensor of one; got {avg_factor!r} of type '
+            f'{type(avg_factor).__name__}.'
         )
 
 
