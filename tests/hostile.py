@@ -314,6 +314,8 @@ def quality_focal(dice: Dice) -> Case:
             label, score = target
             hot = F.one_hot(label.long(), classes + 1)[:, :classes]
             target = hot * torch.where(label < classes, score, 0)[:, None]
+        else:
+            target = torch.where(target == 0, 0, target)  # as in mmdet, such a target has no gradient
         if activated:
             entropy, prob = F.binary_cross_entropy(pred, target, reduction='none'), pred
         else:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from uotod_mmdet.arguments import number
 from uotod_mmdet.native import Kernel
 from uotod_mmdet.registry import MODELS
 
@@ -71,12 +72,13 @@ def distribution_focal_loss(
     ]
 
     logits = full_precision(pred)
-    if LOSSES.takes(logits=logits) and not target.requires_grad:
-        loss = _CompiledLosses.apply(logits, target.to(logits.dtype).contiguous())
+    distance = target.to(logits.dtype).contiguous().resolve_neg()
+    if LOSSES.takes(logits=logits, target=distance) and not target.requires_grad:
+        loss = _CompiledLosses.apply(logits, distance)
         return reduce_and_check(NAME, loss, pred, weight, reduction, avg_factor, faults)
     left = target.long().clamp(0, reg_max)
     bins = torch.stack([left, (left + 1).clamp(max=reg_max)], 1)
-    share = target.to(logits.dtype) - left
+    share = distance - left
     shares = torch.stack([1 - share, share], 1)
     if target.requires_grad:
         loss = -(logits.log_softmax(1).gather(1, bins) * shares).sum(1)
@@ -118,7 +120,7 @@ class _CompiledLosses(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple:
         logits, target, log_sums = ctx.saved_tensors
         gradient = torch.empty_like(logits)
-        GRADIENT(logits=logits, target=target, log_sums=log_sums, grad=grad, gradient=gradient)
+        GRADIENT(logits=logits, target=target, log_sums=log_sums, grad=grad.resolve_neg(), gradient=gradient)
         return gradient, None
 
 
@@ -130,6 +132,9 @@ class DistributionFocalLoss(mmdet.models.losses.DistributionFocalLoss):
         reduction (str): 'none', 'mean' or 'sum'. mmdet's heads need 'mean'. Defaults to 'mean'.
         loss_weight (float): Factor of the loss. Defaults to 1.0.
     """
+
+    def __init__(self, reduction: str = 'mean', loss_weight: float = 1.0) -> None:
+        super().__init__(reduction=reduction, loss_weight=number(f'{NAME}: loss_weight', loss_weight))
 
     def forward(
         self,

@@ -35,6 +35,7 @@ from typing import NamedTuple, Optional, Union
 import torch
 from torch import Tensor
 
+from uotod_mmdet.arguments import number
 from uotod_mmdet.device import act_if, host_may_wait
 from uotod_mmdet.native import Kernel
 
@@ -115,12 +116,17 @@ def sinkhorn(
         SinkhornResult: Plan, iterations, error, convergence.
 
     Raises:
+        TypeError: If a number is none.
         ValueError: If dtype or shapes do not fit, a number is out of its range, a cost or a marginal is not finite, or
             a marginal is negative.
     """
     batch, rows, columns = _check_shapes(cost, a, b)
     num_iter, check_every = whole_number('num_iter', num_iter), whole_number('check_every', check_every)
     newton_after = newton_after if newton_after is None else whole_number('newton_after', newton_after, least=0)
+    reg = _number_of_each('reg', reg, batch)
+    reg_a = None if reg_a is None else _number_of_each('reg_a', reg_a, batch)
+    reg_b = None if reg_b is None else _number_of_each('reg_b', reg_b, batch)
+    tol, absorb_above = number('tol', tol), number('absorb_above', absorb_above, infinite=True, optional=True)
     if batch == 0 or rows == 0 or columns == 0:
         error = cost.new_zeros(batch)
         return SinkhornResult(torch.zeros_like(cost), error.long(), error, error == 0)
@@ -131,7 +137,7 @@ def sinkhorn(
     rho_a, rho_b = (torch.full_like(reg, math.inf) if weight is None else weight / reg for weight in (reg_a, reg_b))
     # A lost entry of the kernel (underflow) and scalings at their limit together stay below float rounding.
     limit = 30.0 if dtype == torch.float32 else 250.0
-    absorb_above = limit / 3 if absorb_above is None else float(absorb_above)
+    absorb_above = limit / 3 if absorb_above is None else absorb_above
     differentiated = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (cost, a, b))
     if look is not False and not differentiated and SINKHORN.takes(cost=cost):
         problem = dict(cost=cost, reg=reg.contiguous(), rho_a=rho_a.contiguous(), rho_b=rho_b.contiguous())
@@ -141,7 +147,7 @@ def sinkhorn(
             newton_after = -1 if newton_after is None else newton_after
             options = dict(num_iter=num_iter, check_every=check_every, newton_after=newton_after)
             plan, error, done = torch.empty_like(cost), torch.empty_like(reg), torch.empty_like(reg, dtype=torch.long)
-            options.update(tol=float(tol), absorb_above=absorb_above, relative=bool(relative))
+            options.update(tol=tol, absorb_above=absorb_above, relative=bool(relative))
             if SINKHORN(**problem, **options, plan=plan, done=done, error=error) == 0:
                 return SinkhornResult(plan, done, error.to(dtype), error <= tol)
 
@@ -149,6 +155,10 @@ def sinkhorn(
     _check_values(cost, a, b, reg, rho_a, rho_b)
     look = host_may_wait(cost) if look is None else look
     log_a, log_b = a.double().log(), b.double().log()
+    # Where one side has no mass at all, the other one has nowhere to go.
+    nothing = (log_a.amax(1).isneginf() | log_b.amax(1).isneginf())[:, None]
+    a, b = a.masked_fill(nothing, 0), b.masked_fill(nothing, 0)
+    log_a, log_b = log_a.masked_fill(nothing, -math.inf), log_b.masked_fill(nothing, -math.inf)
     # Where costs are not many times reg, their own precision is enough for the exponents, too.
     log_kernel = cost / -reg.to(dtype)[:, None, None]
     if dtype != torch.float64 and not (look and log_kernel.abs().amax() < EXACT_BELOW):
@@ -243,8 +253,30 @@ def whole_number(name: str, value: float, least: int = 1) -> int:
     return whole
 
 
+def _number_of_each(name: str, value: Union[float, Tensor], batch: int) -> Union[float, Tensor]:
+    """The number, or the tensor of one for each of ``batch`` problems.
+
+    Raises:
+        TypeError: If it is neither.
+        ValueError: If the tensor has another shape. Ranges are checked with the costs.
+    """
+    if type(value) in (int, float):
+        return float(value)
+    if not isinstance(value, Tensor):
+        return number(name, value, infinite=True)
+    if value.shape not in ((), (1,), (batch,)) or value.is_complex():
+        raise ValueError(
+            f'{name} must be a number or a real tensor of shape ({batch},), one for each problem, got {value.dtype} of '
+            f'shape {tuple(value.shape)}'
+        )
+    return value
+
+
 def _check_shapes(cost: Tensor, a: Tensor, b: Tensor) -> tuple[int, int, int]:
     """Sizes of the batch; see :func:`sinkhorn`."""
+    for name, values in (('cost', cost), ('a', a), ('b', b)):
+        if not isinstance(values, Tensor):
+            raise TypeError(f'{name} must be a tensor, got {type(values).__name__}')
     if cost.dtype not in (torch.float32, torch.float64) or cost.dim() != 3:
         raise ValueError(
             f'cost must be float32 or float64 of shape (B, N, K), got {cost.dtype} of shape {tuple(cost.shape)}'
@@ -263,11 +295,11 @@ def _check_values(cost: Tensor, a: Tensor, b: Tensor, reg: Tensor, rho_a: Tensor
             bad = int((~values.isfinite()).sum())
             if bad:
                 raise ValueError(f'{name} holds {bad} NaN or infinite of {values.numel()} entries')
+        if not ((reg > 0) & reg.isfinite()).all():
+            raise ValueError(f'reg must be positive and finite, got {reg.tolist()}')
         for name, values in (('a', a), ('b', b), ('reg_a', rho_a), ('reg_b', rho_b)):
             if not (values >= 0).all():
                 raise ValueError(f'{name} must not be negative or NaN, got {values.min().item():g}')
-        if not ((reg > 0) & reg.isfinite()).all():
-            raise ValueError(f'reg must be positive and finite, got {reg.tolist()}')
         units = (cost.abs().amax((1, 2)).double() / reg).max().item()
         raise ValueError(
             f'reg is too small for the cost, whose largest entry is {units:.3g} times reg: in float64 a plan is '
