@@ -25,9 +25,9 @@ from .checks import (
 
 NAME = 'DistributionFocalLoss'
 _ROWS = 'logits: f32[N C], target: f32[N], N, C, '
-LOSSES = Kernel('uotod_distribution_losses', _ROWS + 'losses: f32[N], log_sums: f32[N]')
+LOSSES = Kernel('uotod_distribution_losses', _ROWS + 'losses: f32[N], log_sums: f32[N 2]')
 GRADIENT = Kernel(
-    'uotod_distribution_gradient', _ROWS + 'log_sums: f32[N], grad: f32[N]~, grad.stride, gradient: f32[N C]'
+    'uotod_distribution_gradient', _ROWS + 'log_sums: f32[N 2], grad: f32[N]~, grad.stride, gradient: f32[N C]'
 )
 
 
@@ -110,7 +110,7 @@ class _CompiledLosses(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, target: Tensor) -> Tensor:
-        losses, log_sums = torch.empty_like(target), torch.empty_like(target)
+        losses, log_sums = torch.empty_like(target), logits.new_empty(len(logits), 2)
         LOSSES(logits=logits, target=target, losses=losses, log_sums=log_sums)
         ctx.save_for_backward(logits, target, log_sums)
         return losses

@@ -59,9 +59,9 @@ STATISTICS = Kernel(
     'rows: i64[K], gts: i64[K], weights: f32[K], K, background: f32[R], R, gt_mask: bool[G], G, values: f64[4]',
 )
 _SOFTMAX = 'scores: f32[N C], N, C, label: int, background: f32[N], rows: i64[K], labels: i64[K], weights: f32[K], K, '
-SOFTMAX_LOSSES = Kernel('uotod_softmax_losses', _SOFTMAX + 'losses: f32[N], log_sums: f32[N]')
+SOFTMAX_LOSSES = Kernel('uotod_softmax_losses', _SOFTMAX + 'losses: f32[N], log_sums: f32[N 2]')
 SOFTMAX_GRADIENT = Kernel(
-    'uotod_softmax_gradient', _SOFTMAX + 'log_sums: f32[N], grad: f32[N]~, grad.stride, gradient: f32[N C]'
+    'uotod_softmax_gradient', _SOFTMAX + 'log_sums: f32[N 2], grad: f32[N]~, grad.stride, gradient: f32[N C]'
 )
 
 
@@ -342,7 +342,7 @@ class _CompiledSoftmaxLosses(torch.autograd.Function):
         weights: Tensor,
     ) -> Tensor:
         ctx.label = background_label
-        losses, log_sums = torch.empty_like(background), torch.empty_like(background)
+        losses, log_sums = torch.empty_like(background), scores.new_empty(len(scores), 2)
         given = dict(scores=scores, background=background, rows=rows, labels=labels, weights=weights)
         SOFTMAX_LOSSES(**given, label=background_label, losses=losses, log_sums=log_sums)
         ctx.save_for_backward(scores, background, rows, labels, weights, log_sums)
