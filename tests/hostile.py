@@ -25,6 +25,7 @@ import traceback
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Optional
 
@@ -314,6 +315,8 @@ def quality_focal(dice: Dice) -> Case:
             label, score = target
             hot = F.one_hot(label.long(), classes + 1)[:, :classes]
             target = hot * torch.where(label < classes, score, 0)[:, None]
+        else:
+            target = torch.where(target == 0, 0, target)  # as in mmdet, such a target has no gradient
         if activated:
             entropy, prob = F.binary_cross_entropy(pred, target, reduction='none'), pred
         else:
@@ -550,7 +553,13 @@ def assign(dice: Dice) -> Case:
 
     def run(**given: Any) -> dict:
         result = build_assigner(name, options).assign(**given)
-        return dict(gt_inds=result.gt_inds, overlaps=result.max_overlaps, labels=result.labels)
+        answer = dict(gt_inds=result.gt_inds, overlaps=result.max_overlaps, labels=result.labels)
+        if answer['overlaps'] is None:  # documented, where either side has no boxes (., 4)
+            sides = dict(given['pred_instances'].items()), dict(given['gt_instances'].items())
+            shapes = [[side[name].shape[1:] for name in ('bboxes', 'priors') if name in side] for side in sides]
+            assert any((4,) not in side for side in shapes), 'no overlaps though both sides have boxes'
+            answer.pop('overlaps')
+        return answer
 
     def check(given: dict, answer: dict) -> Optional[str]:
         gt, pred = given['gt_instances'], given['pred_instances']
@@ -694,16 +703,17 @@ def match_costs(dice: Dice) -> Case:
 
     def run(**given: Any) -> dict:
         batch = costs.make_batch(**given)
-        shape, out = (*batch.bboxes.shape[:2], batch.gt_bboxes.size(1)), None
+        shape, out = batch.shape, None
+        empty = partial(torch.empty, dtype=batch.dtype)
         if out_way == 'part of a larger':
-            out = batch.bboxes.new_empty(*shape[:2], shape[2] + 1)[:, :, :-1]
+            out = empty(*shape[:2], shape[2] + 1)[:, :, :-1]
         elif out_way == 'transposed':
-            out = batch.bboxes.new_empty(shape[2], shape[1], shape[0]).permute(2, 1, 0)
+            out = empty(shape[2], shape[1], shape[0]).permute(2, 1, 0)
         elif out_way == 'wrong shape':
-            out = batch.bboxes.new_empty(*shape[:2], shape[2] + 1)
+            out = empty(*shape[:2], shape[2] + 1)
         elif out_way:
             dtype = dict(double=torch.float64, integer=torch.int64, half=torch.float16)[out_way]
-            out = batch.bboxes.new_empty(shape, dtype=dtype)
+            out = empty(shape, dtype=dtype)
         found = costs.batch_cost([TASK_UTILS.build(cost) for cost in terms], batch, out)
         return dict(cost=found, mask=batch.gt_mask)
 
@@ -889,7 +899,7 @@ def head(kind: str) -> Callable[[Dice], Case]:
         shape = dice.choice((64, 64), (60, 64), (64, 64, 3))
         metas = [dict(img_shape=shape, pad_shape=shape, batch_input_shape=(64, 64))] * images
 
-        def call(head: torch.nn.Module, given: dict) -> dict:
+        def call(head: torch.nn.Module, given: dict, metas: list[dict] = metas) -> dict:
             outputs = given['scores'], given['boxes']
             losses = head.loss_by_feat(*outputs, given['gts'], metas, given['ignored'])
             losses = {name: sum(v) if isinstance(v, list) else v for name, v in losses.items() if 'loss' in name}
@@ -906,7 +916,9 @@ def head(kind: str) -> Callable[[Dice], Case]:
                 for _, tensor in tensors_in(given, ''):
                     if tensor.is_floating_point():
                         tensor.data = tensor.data.float()
-                return call(head_of(kind, assigner, ours=False), given)
+                return call(
+                    head_of(kind, assigner, ours=False), given, [dict(meta, img_shape=shape[:2]) for meta in metas]
+                )
             return call(model, given)
 
         words = (

@@ -3,6 +3,7 @@
 import itertools
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -355,7 +356,7 @@ def test_bad_input_is_named():
         module(pred, target, case['anchors'][:7])
     with pytest.raises(ValueError, match=r'weight must have shape \(3, 14\); got \(14,\)'):
         module(pred, target, weight=torch.ones(14))
-    with pytest.raises(TypeError, match='labels must be integers'):
+    with pytest.raises(TypeError, match='labels must hold integers'):
         module(pred, changed(target, labels=target['labels'].float()))
 
 
@@ -578,3 +579,92 @@ def test_the_example_of_the_readme_runs():
     assert torch.isfinite(names['loss']) and names['loss'] > 0
     assert names['boxes'].grad.abs().sum() > 0  # something is matched
     assert all(torch.isfinite(names[leaf].grad).all() for leaf in ('logits', 'boxes'))
+
+
+def test_numbers_and_switches_of_the_config_that_are_none_are_named():
+    for error, options, message in (
+        (TypeError, dict(loss_weight='1'), "loss_weight must be a number, got '1'"),
+        (ValueError, dict(loss_weight=float('nan')), 'loss_weight must be finite'),
+        (TypeError, dict(min_weight=[0.1]), r'min_weight must be a number, got \[0.1\]'),
+        (TypeError, dict(min_weight='0.1'), "min_weight must be a number, got '0.1'"),
+        (ValueError, dict(min_weight=float('nan')), 'min_weight must be finite'),
+        (TypeError, dict(use_hard_negative_mining='False'), 'use_hard_negative_mining must be True or False'),
+        (TypeError, dict(use_hard_negative_mining=True, neg_to_pos_ratio=[3]), 'neg_to_pos_ratio must be a number'),
+        (ValueError, dict(use_hard_negative_mining=True, neg_to_pos_ratio=-1), 'neg_to_pos_ratio'),
+    ):
+        with pytest.raises(error, match=message):
+            build(**options)
+    assert build(min_weight=np.float32(0.25), loss_weight=torch.tensor(2)).min_weight == 0.25
+
+
+def test_a_term_that_is_not_finite_is_explained():
+    case = random_case(13, 'last')
+    module = build('CrossEntropyLoss', 'last')
+    call = dict(input=case['input'], target=case['target'])
+    weight = torch.ones(B, N, dtype=torch.float64)
+    weight[0, 0] = float('nan')
+    for reduction in ('none', 'mean', 'sum'):
+        with pytest.raises(ValueError, match='DetectionLoss: loss_cls.* not finite: weight holds 1 NaN .* of 42'):
+            module(**call, weight=weight, reduction_override=reduction)
+    for value in (float('nan'), torch.tensor(float('nan'))):
+        with pytest.raises(ValueError, match='not finite: avg_factor holds 1 NaN'):
+            module(**call, avg_factor=value)
+    for value in ('3', [3.0]):
+        with pytest.raises(TypeError, match='DetectionLoss: avg_factor must be a number'):
+            module(**call, avg_factor=value)
+
+
+def test_an_average_factor_of_zero_is_mmdets():
+    case = random_case(14, 'last')
+    module = build('CrossEntropyLoss', 'last')
+    total = module(case['input'], case['target'], reduction_override='sum')
+    found = module(case['input'], case['target'], avg_factor=0)
+    torch.testing.assert_close(found, total / torch.finfo(torch.float32).eps)
+
+
+def test_targets_that_are_none_are_named():
+    case = random_case(15, 'none')
+    module = build()
+    for target in (None, 1.0, 'text', torch.zeros(()), [1, 2, 3], InstanceData(), np.zeros(3)):
+        with pytest.raises(TypeError, match='target must be a dict of the tensors labels, boxes and mask, or a list'):
+            module(case['input'], target)
+    for gt in (
+        InstanceData(labels=torch.tensor([1])),
+        InstanceData(bboxes=torch.rand(1, 4)),
+        InstanceData(labels=torch.ones(1, 1).long(), bboxes=torch.rand(1, 4)),
+    ):
+        with pytest.raises(ValueError, match=r'target 0 needs labels \(M,\) and bboxes \(M, 4\)'):
+            module(case['input'], [gt] * B)
+    with pytest.raises(ValueError, match=r'bboxes of target 0 must have shape \(1, 4\); got \(1, 5\)'):
+        module(case['input'], [InstanceData(labels=torch.tensor([1]), bboxes=torch.rand(1, 5))] * B)
+
+
+@pytest.mark.parametrize('options', [dict(use_hard_negative_mining=True, neg_to_pos_ratio=3), {}], ids=['mining', ''])
+@pytest.mark.parametrize('loss_cls, position', [('CrossEntropyLoss', 'last'), ('FocalLoss', 'none')])
+@pytest.mark.parametrize('batch, preds', [(0, N), (B, 0), (0, 0)])
+def test_no_images_and_no_predictions_give_a_zero_that_can_be_trained_on(batch, preds, loss_cls, position, options):
+    module = build(loss_cls, position, **options)
+    case = random_case(16, position, batch=batch, num_preds=preds) if batch else None
+    logits = torch.zeros(batch, preds, CLASSES + (position != 'none')).requires_grad_()
+    input = dict(pred_logits=logits, pred_boxes=torch.zeros(batch, preds, 4))
+    empty = dict(labels=torch.zeros(0, M, dtype=torch.long), boxes=torch.zeros(0, M, 4))
+    for target in (case['target'],) if case else (empty, []):
+        loss = module(input, target)
+        assert loss == 0
+        loss.backward()
+
+
+def test_plans_and_weights_that_are_none_are_named():
+    for plan, error in ((torch.rand(2, 3), ValueError), (torch.rand(1, 2, 3, 4), ValueError), ([[1.0]], TypeError)):
+        with pytest.raises(error, match=r'plan must .*\(B, N, M \+ 1\)'):
+            expand(plan)
+    with pytest.raises(ValueError, match='plan must have shape'):
+        expand(torch.rand(2, 3, 0))
+    for dtype in (torch.float32, torch.float64):
+        plan = torch.rand(2, 5, 3, dtype=dtype)
+        for min_weight in ('0.1', [0.1], np.array([0.1])):
+            with pytest.raises(TypeError, match='min_weight must be a number'):
+                expand(plan, min_weight)
+        expected = expand(plan, 0.25)
+        for min_weight in (np.float64(0.25), np.array(0.25), torch.tensor(0.25)):
+            assert torch.equal(expand(plan, min_weight).weight, expected.weight)

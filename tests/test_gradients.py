@@ -1,5 +1,7 @@
 """Gradients by everything that a user may learn, and not by the predictions alone, are those of mmdet's losses."""
 
+import sys
+
 import mmdet.models.losses as stock
 import pytest
 import torch
@@ -35,6 +37,32 @@ def test_weights_and_targets_may_be_learnt(name, dtype):
         return gradients(lambda x, w, y: loss(x, form(y), w, avg_factor=3.0), (pred, weight, target))
 
     found, expected = of_module(ours), of_module(stock)
+    for value, wanted in zip(found, expected):
+        torch.testing.assert_close(value, wanted)
+
+
+@pytest.mark.parametrize('name', ['QualityFocalLoss', 'activated QualityFocalLoss', 'VarifocalLoss'])
+@pytest.mark.parametrize('exponent', [2.0, 1.5, 3.0])
+@pytest.mark.parametrize('reduction', ['mean', 'sum', 'none'])
+@pytest.mark.parametrize('path', ['blocks', 'plain'])
+def test_learnt_dense_targets_have_mmdets_gradients_where_they_are_zero(path, reduction, exponent, name, monkeypatch):
+    if path == 'plain':
+        for module in ('quality_focal_loss', 'varifocal_loss'):
+            monkeypatch.setattr(sys.modules[f'uotod_mmdet.losses.{module}'], 'in_blocks', lambda x: False)
+    generator = torch.Generator().manual_seed(3)
+    pred = torch.rand(12, 5, generator=generator, dtype=torch.float64) * 0.8 + 0.1
+    target = torch.rand(12, 5, generator=generator) * (torch.rand(12, 5, generator=generator) < 0.3)
+    options = {'gamma' if name == 'VarifocalLoss' else 'beta': exponent}
+    if name.startswith('activated'):
+        options['activated'] = True
+
+    def of_module(module):
+        loss = getattr(module, name.split()[-1])(**options, reduction=reduction)
+        return gradients(lambda x, y: loss(x, y).sum(), (pred, target.double()))
+
+    found, expected = of_module(ours), of_module(stock)
+    assert ((expected[1][target == 0] != 0) == (name == 'VarifocalLoss')).all()
+    assert (expected[1][target != 0] != 0).all()
     for value, wanted in zip(found, expected):
         torch.testing.assert_close(value, wanted)
 

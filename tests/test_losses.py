@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import uotod_mmdet.losses as ours
+from uotod_mmdet.losses.checks import check_finite
 
 N, C, REG_MAX = 23, 6, 8
 NAMES = ['QualityFocalLoss', 'DistributionFocalLoss', 'VarifocalLoss']
@@ -549,3 +550,114 @@ def test_rounding_above_one_is_forgiven(dtype):
     assert above > 1
     assert ours.QualityFocalLoss()(X, (LABEL, above.expand(4))).isfinite()
     assert ours.VarifocalLoss()(X, above.expand(4, 3)).isfinite()
+
+
+NO_NUMBERS = ['2', [2.0], np.array([2.0]), None]
+
+
+@pytest.mark.parametrize('name, option', [('Quality', 'beta'), ('Varifocal', 'alpha'), ('Varifocal', 'gamma')])
+def test_exponents_and_factors_that_are_no_numbers_are_named(name, option):
+    name, function = dict(
+        Quality=('QualityFocalLoss', ours.quality_focal_loss), Varifocal=('VarifocalLoss', ours.varifocal_loss)
+    )[name]
+    given = loss_input(name)
+    for error, value in [
+        *((TypeError, value) for value in NO_NUMBERS),
+        *((ValueError, value) for value in (math.nan, math.inf, -1.0)),
+    ]:
+        with pytest.raises(error, match=f'{name}: {option} must be '):
+            function(*given, **{option: value})
+        with pytest.raises(error, match=f'{name}: {option} must be '):
+            getattr(ours, name)(**{option: value})
+    for value in (np.float32(2), np.array(2.0), torch.tensor(2.0), 2):
+        torch.testing.assert_close(
+            getattr(ours, name)(**{option: value})(*given), getattr(theirs, name)(**{option: 2.0})(*given)
+        )
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_arguments_of_the_modules_that_are_no_numbers_or_switches_are_named(name):
+    with pytest.raises(TypeError, match=f"{name}: loss_weight must be a number, got '1'"):
+        getattr(ours, name)(loss_weight='1')
+    switched = {'QualityFocalLoss': 'activated', 'VarifocalLoss': 'iou_weighted'}.get(name)
+    if switched:
+        with pytest.raises(TypeError, match=f"{name}: {switched} must be True or False, got 'False'"):
+            getattr(ours, name)(**{switched: 'False'})
+
+
+@pytest.mark.parametrize('name', NAMES)
+@pytest.mark.parametrize('reduction', ['mean', 'none'])
+def test_average_factors_that_are_no_numbers_are_named(name, reduction):
+    loss, given = getattr(ours, name)(), loss_input(name)
+    for value in ('3', [3.0], np.array([3.0]), 3j):
+        with pytest.raises(TypeError, match=f'{name}: avg_factor must be a number or a tensor of one; got .* of type'):
+            loss(*given, avg_factor=value, reduction_override=reduction)
+    for value in (torch.ones(2), torch.ones(1, 1), torch.ones(0)):
+        with pytest.raises(ValueError, match=f'{name}: avg_factor must be one real number; got a tensor of shape'):
+            loss(*given, avg_factor=value, reduction_override=reduction)
+    expected = getattr(theirs, name)()(*given, avg_factor=3.0, reduction_override=reduction)
+    for value in (np.float32(3), torch.tensor(3), torch.tensor([3.0])):
+        found = loss(*given, avg_factor=value, reduction_override=reduction)
+        torch.testing.assert_close(found.view_as(expected), expected, rtol=1e-6, atol=0, check_dtype=False)
+
+
+@pytest.mark.parametrize('name', NAMES)
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize('which', ['pred', 'target', 'weight', 'gradient'])
+def test_negated_views_are_what_they_show(name, dtype, which):
+    pred, target = loss_input(name, dtype)
+    pred.requires_grad_()
+    weight = torch.rand(N, dtype=dtype) if name != 'VarifocalLoss' else torch.rand(N, C, dtype=dtype)
+    grad = torch.rand(N, dtype=dtype) if name != 'VarifocalLoss' else torch.rand(N, C, dtype=dtype)
+
+    def values(pred, target, weight, grad):
+        loss = getattr(ours, name)(reduction='none')(pred, target, weight)
+        return loss.detach(), torch.autograd.grad(loss, pred, grad)[0]
+
+    def negated(value):
+        return tuple(map(negated, value)) if isinstance(value, tuple) else torch._neg_view(-value)
+
+    given = dict(pred=pred, target=target, weight=weight, grad=grad)
+    expected = values(**given)
+    key = 'grad' if which == 'gradient' else which
+    if key == 'target' and name == 'QualityFocalLoss':
+        given['target'] = target[0], negated(target[1])
+    else:
+        given[key] = negated(given[key])
+    for value, wanted in zip(values(**given), expected):
+        torch.testing.assert_close(value, wanted)
+
+
+@pytest.mark.parametrize('form', ['labels', 'dense'])
+@pytest.mark.parametrize('bad', [1.5, -0.5, math.nan, math.inf])
+def test_illegal_qualities_beside_probabilities_are_named(form, bad):
+    pred, target = quality_input(form, activated=True)
+    if form == 'labels':
+        target[0][3], target[1][3] = 0, bad
+    else:
+        target[3, 0] = bad
+    name = 'score' if form == 'labels' else 'target'
+    with pytest.raises(ValueError, match=rf'QualityFocalLoss: {name} must lie in \[0, 1\]'):
+        ours.QualityFocalLoss(activated=True)(pred, target)
+
+
+def test_qualities_that_rounding_left_above_one_are_taken_beside_probabilities():
+    pred, target = quality_input('dense', activated=True, dtype=torch.float32)
+    over = torch.where(target == 1, 1 + torch.finfo(torch.float32).eps, target)
+    assert (over > 1).any()
+    loss = ours.QualityFocalLoss(activated=True)
+    torch.testing.assert_close(loss(pred, over), loss(pred, target))
+
+
+def test_terms_that_are_not_finite_are_explained_by_their_input():
+    bad, good = torch.tensor([1.0, math.nan, math.inf]), torch.ones(3)
+    terms = dict(loss_cls=good.sum(), loss_bbox=bad.sum())
+    check_finite('Head', {}, {})
+    check_finite('Head', dict(loss_cls=good), dict(weight=bad))
+    check_finite('Head', dict(one=torch.tensor(3e38), two=torch.tensor(3e38)), {})
+    with pytest.raises(ValueError, match='Head: loss_bbox not finite: scores holds 2 NaN or infinite of 3 entries'):
+        check_finite('Head', terms, dict(weight=None, avg_factor=2.0, scores=bad))
+    with pytest.raises(ValueError, match='Head: loss_bbox not finite: avg_factor holds 1 NaN'):
+        check_finite('Head', terms, dict(avg_factor=math.nan, scores=bad))
+    with pytest.raises(ValueError, match='Head: loss_bbox not finite: loss_bbox overflows torch.float32'):
+        check_finite('Head', terms, dict(scores=good))

@@ -549,3 +549,28 @@ def test_an_assignment_of_non_finite_costs_is_refused_but_not_of_padding(value, 
         assignment(cost)
     mask = torch.tensor([[True] * 3, [False, True, True]])
     assert assignment(cost, mask)[1].max() == 2
+
+
+@pytest.mark.parametrize('size', [1e4, 1e30])
+@pytest.mark.parametrize('classes', [2, 5, 8, 21])
+def test_large_logits_lose_nothing_beside_each_other(size, classes):
+    scores = torch.full((3, classes), size)
+    scores[1] = -size
+    scores[2] = torch.linspace(-1, 1, classes) * size
+    pairs = expand(torch.tensor([[[1.0, 0.0]] * 3]))
+    labels = torch.zeros(3, dtype=torch.long)
+    labels[2] = classes - 1
+
+    def losses(scores):
+        return classification_losses(CrossEntropyLoss(), scores, labels, classes - 1, pairs, lambda: None)
+
+    found, gradient = with_gradients(losses, scores, torch.ones(3))
+    expected, wanted = with_gradients(
+        lambda x: torch.nn.functional.cross_entropy(x, labels, reduction='none'), scores.double(), torch.ones(3)
+    )
+    torch.testing.assert_close(found, expected.float())
+    torch.testing.assert_close(gradient, wanted.float())
+    loss = DistributionFocalLoss(reduction='none')
+    found, gradient = with_gradients(lambda x: loss(x, labels.float()), scores, torch.ones(3))
+    torch.testing.assert_close(found, expected.float())
+    torch.testing.assert_close(gradient, wanted.float())

@@ -450,7 +450,9 @@ def test_absurd_boxes_are_named(head):
     model = soft(head)
     gts, _, metas = ground_truths(0, with_ignored=False)
     gts[0].bboxes[0, 2:] = 1e30
-    with pytest.raises(ValueError, match=f'{head}: gt_bboxes lies in .*overflow in torch.float32|ost is not finite'):
+    with pytest.raises(
+        ValueError, match=f'{head}: batch_gt_instances.bboxes lies in .*overflow in torch.float32|ost is not finite'
+    ):
         if head in DENSE:
             outputs = dense_outputs(model, 0)
             model.loss_by_feat(*outputs, gts, metas)

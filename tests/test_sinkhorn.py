@@ -222,3 +222,42 @@ def test_assignment_of_more_columns_than_rows_uses_every_row_once():
     found = assignment(torch.rand(1, 3, 8, generator=torch.Generator().manual_seed(0)))
     assert found.min() >= 0
     assert len(found[0].unique()) == 3
+
+
+@pytest.mark.parametrize('look', [True, False])
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float64])
+@pytest.mark.parametrize('reg_a, reg_b', [(None, None), (0.1, None), (None, 0.1), (0.1, 0.1)])
+@pytest.mark.parametrize('empty', ['a', 'b', 'ab'])
+def test_a_side_without_mass_gives_a_plan_of_zero_and_leaves_its_neighbour(empty, reg_a, reg_b, dtype, look):
+    cost = torch.randn(2, 4, 3, generator=torch.Generator().manual_seed(0), dtype=dtype)
+    a, b = torch.full((2, 4), 1 / 4, dtype=dtype), torch.full((2, 3), 1 / 3, dtype=dtype)
+    alone = sinkhorn(cost[1:], a[1:], b[1:], 0.5, reg_a, reg_b, look=look)
+    a[0], b[0] = a[0] * ('a' not in empty), b[0] * ('b' not in empty)
+    found = sinkhorn(cost, a, b, 0.5, reg_a, reg_b, look=look)
+    assert not found.plan[0].any()
+    torch.testing.assert_close(found.plan[1:], alone.plan, rtol=1e-3, atol=1e-5)
+    assert not found.error[1].isnan()
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float64])
+def test_what_is_no_number_and_no_tensor_is_named(dtype):
+    given = dict(cost=torch.rand(2, 4, 3, dtype=dtype), a=torch.full((2, 4), 0.25), b=torch.full((2, 3), 1 / 3))
+    given.update(reg=0.5, reg_a=0.1, reg_b=0.1)
+    for name in ('reg', 'reg_a', 'reg_b', 'tol', 'absorb_above'):
+        for value in ('0.5', [0.5], np.array([0.5])):
+            with pytest.raises(TypeError, match=f'^{name} must be a number'):
+                sinkhorn(**{**given, name: value})
+        with pytest.raises(ValueError, match=f'^{name} must (be (a number|finite|positive)|not be negative or NaN)'):
+            sinkhorn(**{**given, name: float('nan')})
+    for name in ('reg', 'reg_a', 'reg_b'):
+        with pytest.raises(ValueError, match=rf'^{name} must be a number or a real tensor of shape \(2,\)'):
+            sinkhorn(**{**given, name: torch.ones(3)})
+        expected = sinkhorn(**{**given, name: 0.5}).plan
+        for value in (np.float32(0.5), np.array(0.5), torch.tensor(0.5), torch.full((2,), 0.5)):
+            torch.testing.assert_close(sinkhorn(**{**given, name: value}).plan, expected)
+    for name in ('cost', 'a', 'b'):
+        with pytest.raises(TypeError, match=f'^{name} must be a tensor, got list'):
+            sinkhorn(**{**given, name: given[name].tolist()})
+    for name in ('cost', 'column_mask', 'row_mask'):
+        with pytest.raises(TypeError, match=f'^{name} must be a tensor, got list'):
+            assignment(**{'cost': given['cost'], name: [[True]]})

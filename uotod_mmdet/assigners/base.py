@@ -13,7 +13,7 @@ from mmengine.structures import InstanceData
 from torch import Tensor
 
 from uotod_mmdet.arguments import number, switch
-from uotod_mmdet.costs.boxes import as_tensor, float_boxes
+from uotod_mmdet.costs.boxes import float_boxes, ignored_boxes
 from uotod_mmdet.costs.pairwise import BOX_SOURCES, Batch, batch_cost, make_batch, zero_padding
 from uotod_mmdet.ops.deferred import act_if
 from uotod_mmdet.registry import TASK_UTILS
@@ -278,7 +278,7 @@ class TransportAssigner(BaseAssigner):
                 'gt_instances_ignore holds boxes, but predictions have neither bboxes nor priors (N, 4) that could '
                 f'overlap them: set ignore_iof_thr=-1 in {type(self).__name__}.'
             )
-        iof = bbox_overlaps(boxes, as_tensor(ignored.bboxes).to(boxes), mode='iof')
+        iof = bbox_overlaps(boxes, ignored_boxes(ignored).to(boxes), mode='iof')
         return iof.amax(1) > self.ignore_iof_thr
 
     def _read_plan(self, plan: Tensor, cost: Tensor, gt_mask: Tensor) -> Tensor:

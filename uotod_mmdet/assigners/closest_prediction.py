@@ -53,7 +53,7 @@ class ClosestPredictionAssigner(TransportAssigner):
             gt_mask = gt_mask & (cost <= self.threshold).any(1)
         plan = closest_row(cost, gt_mask)
         if not self.background:
-            background = torch.zeros_like(plan[:, :, :1])
+            background = plan.new_zeros(*plan.shape[:2], 1)
         elif self.uniform_background:
             share = (1 - plan.sum((1, 2)) / pred_mask.sum(1).clamp(min=1)).clamp(min=0)
             background = share[:, None, None].expand(-1, cost.size(1), 1)

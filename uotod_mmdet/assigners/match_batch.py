@@ -24,7 +24,8 @@ from mmdet.models.task_modules.assigners import (
 from mmengine.structures import InstanceData
 from torch import Tensor
 
-from uotod_mmdet.costs import Batch, as_tensor
+from uotod_mmdet.costs import Batch
+from uotod_mmdet.costs.boxes import ignored_boxes
 
 from .base import TransportAssigner
 
@@ -107,7 +108,7 @@ def match_batch(assigner: Any, batch: Batch, num_level_priors: Optional[Sequence
         gts = InstanceData(**plain)
         ignored = batch.gt_instances_ignore[index]
         if ignored is not None:
-            ignored = InstanceData(**{**dict(ignored.items()), 'bboxes': as_tensor(ignored.bboxes).to(plan)})
+            ignored = InstanceData(**{**dict(ignored.items()), 'bboxes': ignored_boxes(ignored).to(plan)})
         predictions = batch.pred_instances(index)
         inside = torch.arange(shape[1], device=plan.device)
         if batch.pred_mask is not None:

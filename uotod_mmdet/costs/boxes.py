@@ -5,6 +5,7 @@ from typing import Union
 
 import torch
 from mmdet.structures.bbox import BaseBoxes, HorizontalBoxes
+from mmengine.structures import InstanceData
 from torch import Tensor
 
 
@@ -16,6 +17,19 @@ def as_tensor(boxes: Union[Tensor, BaseBoxes]) -> Tensor:
     """
     if isinstance(boxes, BaseBoxes):
         return boxes.tensor if isinstance(boxes, HorizontalBoxes) else boxes.convert_to('hbox').tensor
+    return boxes
+
+
+def ignored_boxes(gt_instances_ignore: InstanceData) -> Tensor:
+    """Ignored (crowd) boxes of an image, (I, 4) pixels.
+
+    Raises:
+        ValueError: If there are none, or their shape is another.
+    """
+    boxes = as_tensor(gt_instances_ignore.get('bboxes'))
+    if not isinstance(boxes, Tensor) or boxes.shape[1:] != (4,):
+        came = tuple(boxes.shape) if isinstance(boxes, Tensor) else type(boxes).__name__
+        raise ValueError(f'gt_instances_ignore.bboxes must be a tensor of shape (I, 4), pixels, got {came}.')
     return boxes
 
 

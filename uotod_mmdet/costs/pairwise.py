@@ -111,11 +111,19 @@ def make_batch(
 
     Raises:
         TypeError: If labels are no integers.
-        ValueError: If ``box_source`` does not fit, the images differ in their number of predictions, a mask has another
-            shape or dtype, or a label is no foreground class.
+        ValueError: If ``box_source`` does not fit, the images differ in their number or shape of predictions, the
+            arguments in their number of images, a mask has another shape or dtype, or a label is no foreground class.
     """
     labels = class_labels(gt_instances)
     num_preds, dtype, fields = _stack(predictions)
+    given = fields or ({} if isinstance(predictions, Mapping) else dict(predictions=predictions))
+    given = dict(given, img_metas=img_metas, gt_instances_ignore=gt_instances_ignore)
+    counts = {name: len(of_images) for name, of_images in given.items() if of_images is not None}
+    if any(count != len(labels) for count in counts.values()):
+        raise ValueError(
+            f'gt_instances are of {len(labels)} images, but there are {counts}: one entry for each image of the batch '
+            'is needed.'
+        )
     bboxes, scores, priors = (
         fields[name].detach().to(dtype).contiguous() if name in fields else None for name in STACKED
     )
@@ -136,11 +144,7 @@ def make_batch(
         gt_mask = (gt_bboxes[..., 2:] > gt_bboxes[..., :2]).all(-1)
     else:
         gt_mask = _real(labels, gt_labels)
-    if pred_mask is not None and (pred_mask.dtype != torch.bool or pred_mask.shape != (len(labels), num_preds)):
-        raise ValueError(
-            f'pred_mask must be bool of shape {(len(labels), num_preds)}, got {pred_mask.dtype} of shape '
-            f'{tuple(pred_mask.shape)}'
-        )
+    _check_mask('pred_mask', pred_mask, (len(labels), num_preds))
     if not all('positive_maps' in gt for gt in gt_instances):  # those say which scores, of tokens, are an object's
         _check_labels(gt_labels, scores, num_classes)
     return Batch(
@@ -154,31 +158,49 @@ def make_batch(
         predictions=predictions,
         gt_instances=gt_instances,
         gt_instances_ignore=gt_instances_ignore or [None] * len(gt_instances),
-        img_metas=[meta or {} for meta in img_metas or [None] * len(gt_instances)],
+        img_metas=[_with_plain_shape(meta or {}) for meta in img_metas or [None] * len(gt_instances)],
         num_preds=num_preds,
         dtype=dtype,
     )
+
+
+def _with_plain_shape(img_meta: dict) -> dict:
+    """The meta information with img_shape as height and width, which is how mmdet's costs unpack it."""
+    shape = img_meta.get('img_shape', ())
+    return {**img_meta, 'img_shape': tuple(shape[:2])} if len(shape) > 2 else img_meta
 
 
 def _stack(predictions: Union[Sequence[InstanceData], Mapping[str, Any]]) -> tuple[int, torch.dtype, dict[str, Tensor]]:
     """N, the widest dtype of the predictions, at least float32, and the fields that the batched costs read, stacked."""
     if isinstance(predictions, Mapping):
         values = {name: as_tensor(value) for name, value in predictions.items()}
-        num_preds = next((value.size(1) for value in values.values() if isinstance(value, Tensor)), 0)
         fields = {name: values[name] for name in STACKED if values.get(name) is not None}
+        shapes = {name: _shape(value) for name, value in fields.items()}
+        if any(len(shape) < 2 for shape in shapes.values()) or len({shape[:2] for shape in shapes.values()}) > 1:
+            raise ValueError(f'predictions must hold tensors of the same B images and N predictions, got {shapes}')
+        num_preds = next((value.size(1) for value in (fields or values).values() if isinstance(value, Tensor)), 0)
     else:
         counts = sorted({len(pred) for pred in predictions})
         if len(counts) > 1:
             raise ValueError(f'images of one batch must have the same number of predictions, got {counts}')
         num_preds = counts[0] if counts else 0
         values = {name: as_tensor(value) for name, value in predictions[0].items()} if predictions else {}
-        fields = {
-            name: torch.stack([as_tensor(pred[name]) for pred in predictions])
-            for name in STACKED
-            if name in values and all(name in pred for pred in predictions)
-        }
+        fields = {}
+        for name in STACKED:
+            if values.get(name) is None or any(pred.get(name) is None for pred in predictions):
+                continue
+            of_images = [as_tensor(pred[name]) for pred in predictions]
+            shapes = [_shape(value) for value in of_images]
+            if not shapes[0] or len(set(shapes)) > 1:
+                raise ValueError(f'predictions.{name} must be tensors of one shape in all images, got {shapes}')
+            fields[name] = torch.stack(of_images)
     dtypes = (value.dtype for value in values.values() if isinstance(value, Tensor) and value.is_floating_point())
     return num_preds, reduce(torch.promote_types, dtypes, torch.float32), fields
+
+
+def _shape(value: Any) -> tuple[int, ...]:
+    """Shape of a tensor; of anything else that of a number."""
+    return tuple(value.shape) if isinstance(value, Tensor) else ()
 
 
 def _pad_ground_truths(
@@ -187,9 +209,9 @@ def _pad_ground_truths(
     """Labels (B, M), and boxes (B, M, 4) if all images have some of that form."""
     if not labels:
         return torch.zeros(0, 0, dtype=torch.long), torch.zeros(0, 0, 4, dtype=dtype)
-    boxes = [as_tensor(gt.bboxes) if 'bboxes' in gt else None for gt in gt_instances]
-    boxes = [box if box is None or len(box) else box.reshape(0, 4) for box in boxes]
-    if any(box is None or box.shape[1:] != (4,) for box in boxes):
+    boxes = [as_tensor(gt.get('bboxes')) for gt in gt_instances]
+    boxes = [box if not isinstance(box, Tensor) or len(box) else box.reshape(0, 4) for box in boxes]
+    if any(_shape(box)[1:] != (4,) for box in boxes):
         return pad(labels)[0], None
     gt_labels, gt_bboxes = pad(labels, boxes)
     return gt_labels, gt_bboxes.to(dtype)
@@ -251,9 +273,16 @@ def batch_cost(match_costs: Sequence, batch: Batch, out: Optional[Tensor] = None
         Costs in the batch's dtype, 0 on padding and on predictions that take no part, (B, N, M).
 
     Raises:
-        ValueError: If a cost is not finite, naming the image, the cost and how many entries; or if a cost reads what
-            the head does not give.
+        ValueError: If a cost is not finite, naming the image, the cost and how many entries; if a cost reads what
+            the head does not give; or if ``out`` or a mask has another shape or dtype.
     """
+    _check_mask('gt_mask', batch.gt_mask, batch.shape[::2])
+    _check_mask('pred_mask', batch.pred_mask, batch.shape[:2])
+    if out is not None and (out.shape != batch.shape or out.dtype != batch.dtype or out.device != batch.device):
+        raise ValueError(
+            f'out must be {batch.dtype} of shape {batch.shape} on {batch.device}, as the batch is, got {out.dtype} of '
+            f'shape {tuple(out.shape)} on {out.device}'
+        )
     with torch.autocast(batch.device.type, enabled=False), torch.no_grad():
         if out is None:
             out = torch.empty(batch.shape, dtype=batch.dtype, device=batch.device)
@@ -309,6 +338,17 @@ def _sum_compiled(match_costs: Sequence, batch: Batch, out: Tensor) -> Optional[
         inputs['given'] = sum(others).to(out.dtype).contiguous()
         terms.append((_GIVEN, 1, 0, 0, 0, 0))
     return bool(COSTS(terms=torch.tensor(terms, dtype=torch.float64).view(-1, 6), **inputs))
+
+
+def _check_mask(name: str, mask: Any, shape: tuple[int, int]) -> None:
+    """Check that a mask, None if there is none, is bool of the shape.
+
+    Raises:
+        ValueError: If not.
+    """
+    if mask is not None and (_shape(mask) != shape or mask.dtype != torch.bool):
+        came = f'{mask.dtype} of shape {tuple(mask.shape)}' if isinstance(mask, Tensor) else type(mask).__name__
+        raise ValueError(f'{name} must be bool of shape {shape}, got {came}')
 
 
 def zero_padding(cost: Tensor, gt_mask: Tensor, pred_mask: Optional[Tensor]) -> Tensor:
@@ -371,9 +411,10 @@ def _one_image_at_a_time(match_cost: Any, batch: Batch) -> Tensor:
                 f'{type(match_cost).__name__} needs a field that this head does not give the assigner ({error}); there '
                 f'are {batch.given()}.'
             ) from error
-        if cost.shape != (batch.num_preds, len(gt)):
+        if _shape(cost) != (batch.num_preds, len(gt)):
+            came = f'a cost of shape {tuple(cost.shape)}' if isinstance(cost, Tensor) else type(cost).__name__
             raise ValueError(
-                f'{type(match_cost).__name__} answered with a cost of shape {tuple(cost.shape)} for '
+                f'{type(match_cost).__name__} answered with {came} for '
                 f'{batch.num_preds} predictions and {len(gt)} ground truths'
             )
         term[index, :, : len(gt)] = cost

@@ -9,11 +9,11 @@ from mmdet.utils import reduce_mean
 from mmengine.structures import InstanceData
 from torch import Tensor
 
-from uotod_mmdet.losses.checks import check_boxes
 from uotod_mmdet.losses.contract import ROWS, check_loss
 from uotod_mmdet.losses.pairs import classification_losses, pair_losses
 from uotod_mmdet.registry import MODELS
 
+from .checks import check_pair_boxes
 from .dense import DenseHead
 
 
@@ -46,6 +46,14 @@ class ATSSHead(DenseHead, mmdet.models.dense_heads.ATSSHead):
         batch_gt_instances_ignore: Optional[list[InstanceData]] = None,
     ) -> dict[str, Tensor]:
         """Losses of all levels together, and the plan's statistics; arguments as in mmdet."""
+        self.check_inputs(
+            batch_gt_instances,
+            batch_img_metas,
+            batch_gt_instances_ignore,
+            cls_scores,
+            bbox_preds=(bbox_preds, 4),
+            centernesses=(centernesses, 1),
+        )
         with torch.autocast(cls_scores[0].device.type, enabled=False):
             deltas = self.flatten(bbox_preds, 4)
             matched = self.match(
@@ -54,7 +62,7 @@ class ATSSHead(DenseHead, mmdet.models.dense_heads.ATSSHead):
             pairs = matched.pairs
             pred = self.bbox_coder.decode(matched.priors, deltas.flatten(0, 1).index_select(0, pairs.rows))
             pred = get_box_tensor(pred)
-            check_boxes(type(self).__name__, bbox_preds=pred, gt_bboxes=matched.gt_bboxes)
+            check_pair_boxes(type(self).__name__, matched.gt_bboxes, bbox_preds=pred)
             pred_centerness = self.flatten(centernesses, 1).flatten()[pairs.rows]
             centerness = self.centerness_target(matched.priors, matched.gt_bboxes)
 
@@ -70,12 +78,12 @@ class ATSSHead(DenseHead, mmdet.models.dense_heads.ATSSHead):
             loss_centerness = self.loss_centerness(pred_centerness, centerness, weight=pairs.weight, avg_factor=num_pos)
             weight = centerness * pairs.weight
             loss_bbox = pair_losses(self.loss_bbox, pred, matched.gt_bboxes, weight)
-            return dict(
+            losses = dict(
                 loss_cls=loss_cls.sum() / num_pos,
                 loss_bbox=loss_bbox.sum() / reduce_mean(weight.sum()).clamp(min=1),
                 loss_centerness=loss_centerness,
-                **matched.statistics,
             )
+            return self.finished(losses, matched, bbox_preds=deltas, centernesses=pred_centerness)
 
     def centerness_target(self, anchors: Tensor, gts: Tensor) -> Tensor:
         """Centerness of the anchors' centres in their ground truths, 0 outside, (K,)."""

@@ -12,10 +12,12 @@ from torch import Tensor
 
 from uotod_mmdet.assigners import check_assigner, match_batch, reads_predicted_boxes
 from uotod_mmdet.costs import make_batch
-from uotod_mmdet.losses.checks import full_precision
+from uotod_mmdet.losses.checks import check_finite, full_precision
 from uotod_mmdet.losses.contract import check_box_loss, check_classification_loss
 from uotod_mmdet.losses.pairs import MIN_WEIGHT, Pairs, check_min_weight, expand, plan_statistics
 from uotod_mmdet.ops.deferred import act_if
+
+from .checks import check_floats, check_gt_bboxes, check_images
 
 
 class Matched(NamedTuple):
@@ -68,6 +70,58 @@ class DenseHead:
         for argument in ('loss_bbox', 'loss_bbox_refine'):
             if isinstance(getattr(self, argument, None), torch.nn.Module):
                 check_box_loss(name, argument, getattr(self, argument))
+
+    def check_inputs(
+        self,
+        batch_gt_instances: Sequence[InstanceData],
+        batch_img_metas: Sequence[dict],
+        batch_gt_instances_ignore: Optional[Sequence[InstanceData]],
+        cls_scores: Sequence[Tensor],
+        **maps: tuple[Sequence[Tensor], int],
+    ) -> None:
+        """Check the arguments of ``loss_by_feat``.
+
+        Args:
+            batch_gt_instances: Ground truths of each image.
+            batch_img_metas: Meta information of each image.
+            batch_gt_instances_ignore: Ignored boxes of each image.
+            cls_scores: Scores of each level.
+            **maps: What else the head predicts, by the name of the argument: the feature maps of each level, and the
+                channels of a prior.
+
+        Raises:
+            TypeError: If a feature map is no floating-point tensor.
+            ValueError: If a feature map has another shape, or the arguments differ in their number of images.
+        """
+        owner, levels = type(self).__name__, self.prior_generator.num_levels
+        priors = self.num_base_priors if isinstance(self.num_base_priors, list) else [self.num_base_priors] * levels
+        images, sizes = None, [(None, None)] * levels
+        for name, (found, channels) in dict(cls_scores=(cls_scores, self.cls_out_channels), **maps).items():
+            if not isinstance(found, (list, tuple)) or len(found) != levels:
+                came = f'{len(found)}' if isinstance(found, (list, tuple)) else f'a {type(found).__name__}'
+                raise ValueError(
+                    f'{owner}: {name} must be a list of one feature map for each of the {levels} levels of '
+                    f'prior_generator, got {came}.'
+                )
+            for index, level in enumerate(found):
+                shape = images, priors[index] * channels, *sizes[index]
+                check_floats(owner, f'{name}[{index}]', level, '(B, channels, H, W)', shape)
+                images, sizes[index] = len(level), level.shape[2:]
+        check_images(owner, images, batch_gt_instances, batch_img_metas, batch_gt_instances_ignore)
+
+    def finished(self, losses: dict[str, Tensor], matched: Matched, **inputs: Tensor) -> dict[str, Tensor]:
+        """The losses beside the plan's statistics.
+
+        Args:
+            losses: By name, each a number.
+            matched: What :meth:`match` returned.
+            **inputs: What the head predicts besides scores, by the name of the argument.
+
+        Raises:
+            ValueError: If a loss is not finite, on a GPU during a later call (see device.py).
+        """
+        check_finite(type(self).__name__, losses, dict(cls_scores=matched.scores, **inputs))
+        return {**losses, **matched.statistics}
 
     def flatten(self, maps: Sequence[Tensor], channels: int) -> Tensor:
         """Feature maps (B, A * channels, H, W) of all levels as (B, N, channels), half precision as float32."""
@@ -134,6 +188,7 @@ class DenseHead:
             inside,
             self.num_classes,
         )
+        check_gt_bboxes(type(self).__name__, batch)
         pairs = expand(match_batch(self.assigner, batch, num_level_priors), self.min_weight)
         return Matched(
             pairs=pairs,

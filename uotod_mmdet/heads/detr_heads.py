@@ -17,7 +17,7 @@ from torch import Tensor
 from uotod_mmdet.assigners import check_assigner, match_batch
 from uotod_mmdet.costs import make_batch
 from uotod_mmdet.losses.box_losses import box_losses
-from uotod_mmdet.losses.checks import check_boxes, full_precision
+from uotod_mmdet.losses.checks import check_finite, full_precision
 from uotod_mmdet.losses.contract import SOFTMAX, check_box_loss, check_classification_loss
 from uotod_mmdet.losses.pairs import (
     MIN_WEIGHT,
@@ -29,6 +29,8 @@ from uotod_mmdet.losses.pairs import (
 )
 from uotod_mmdet.ops.deferred import to_device_of
 from uotod_mmdet.registry import MODELS
+
+from .checks import check_floats, check_gt_bboxes, check_images, check_pair_boxes
 
 
 @MODELS.register_module()
@@ -124,6 +126,12 @@ class DETRHead(mmdet.models.dense_heads.DETRHead):
         batch_gt_instances_ignore: Optional[list[InstanceData]] = None,
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Each loss of each layer (L,), and the statistics of the plans of all."""
+        name = type(self).__name__
+        check_floats(name, 'cls_scores', cls_scores, '(L, B, N, C)', (None, None, None, self.cls_out_channels))
+        check_floats(name, 'bbox_preds', bbox_preds, '(L, B, N, 4)', (*cls_scores.shape[:3], 4))
+        if not len(cls_scores):
+            raise ValueError(f'{name}: cls_scores must hold at least one decoder layer, got {tuple(cls_scores.shape)}.')
+        check_images(name, cls_scores.size(1), batch_gt_instances, batch_img_metas, batch_gt_instances_ignore)
         with torch.autocast(cls_scores.device.type, enabled=False):
             num_layers, num_images, num_preds = cls_scores.shape[:3]
             scores = full_precision(cls_scores).flatten(0, 1)
@@ -139,7 +147,8 @@ class DETRHead(mmdet.models.dense_heads.DETRHead):
                 list(batch_gt_instances_ignore or [None] * num_images) * num_layers,
                 num_classes=self.num_classes,
             )
-            check_boxes(type(self).__name__, bbox_preds=boxes, gt_bboxes=batch.gt_bboxes)
+            check_gt_bboxes(name, batch)
+            check_pair_boxes(name, batch.gt_bboxes, bbox_preds=boxes)
             pairs = expand(match_batch(self.assigner, batch), self.min_weight, few=not lists_any_pairs(self.loss_cls))
 
             def by_layer(values: Tensor) -> Tensor:
@@ -169,7 +178,8 @@ class DETRHead(mmdet.models.dense_heads.DETRHead):
                 loss_iou=pairs.sum_by_image(box_losses(self.loss_iou, *box_args)),
             )
             divisors = dict(loss_cls=cls_avg_factor.clamp(min=1), loss_bbox=num_pos, loss_iou=num_pos)
-            losses = {name: by_layer(loss) / divisors[name] for name, loss in losses.items()}
+            losses = {key: by_layer(loss) / divisors[key] for key, loss in losses.items()}
+            check_finite(name, losses, dict(cls_scores=scores, bbox_preds=boxes))
             return losses, plan_statistics(
                 pairs, batch.gt_mask, getattr(self.assigner, 'num_iter_done', None), self.assigner
             )
@@ -196,3 +206,20 @@ class DeformableDETRHead(mmdet.models.dense_heads.DeformableDETRHead, DETRHead):
 @MODELS.register_module()
 class DINOHead(mmdet.models.dense_heads.DINOHead, DETRHead):
     """mmdet's DINOHead, trained on the whole plan; see :class:`DETRHead`. The denoising part is mmdet's."""
+
+    def loss_dn(
+        self,
+        all_layers_denoising_cls_scores: Tensor,
+        all_layers_denoising_bbox_preds: Tensor,
+        *args: Any,
+        **kwargs: Any,
+    ) -> tuple[list[Tensor], ...]:
+        """mmdet's losses of the denoising part, refused where they are not finite."""
+        inputs = dict(
+            all_layers_denoising_cls_scores=all_layers_denoising_cls_scores,
+            all_layers_denoising_bbox_preds=all_layers_denoising_bbox_preds,
+        )
+        losses = super().loss_dn(*inputs.values(), *args, **kwargs)
+        names = 'dn_loss_cls', 'dn_loss_bbox', 'dn_loss_iou'
+        check_finite(type(self).__name__, {key: torch.stack(list(loss)) for key, loss in zip(names, losses)}, inputs)
+        return losses

@@ -11,12 +11,12 @@ from mmengine.logging import print_log
 from mmengine.structures import InstanceData
 from torch import Tensor
 
-from uotod_mmdet.ops.deferred import act_if
-from uotod_mmdet.losses.checks import check_boxes
+from uotod_mmdet.ops import act_if
 from uotod_mmdet.losses.contract import ROWS, check_loss
 from uotod_mmdet.losses.pairs import classification_losses, pair_losses
 from uotod_mmdet.registry import MODELS
 
+from .checks import check_pair_boxes
 from .dense import DenseHead
 
 CAPPED = 0.1
@@ -82,6 +82,13 @@ class GFLHead(DenseHead, mmdet.models.dense_heads.GFLHead):
         batch_gt_instances_ignore: Optional[list[InstanceData]] = None,
     ) -> dict[str, Tensor]:
         """Losses of all levels together, and the plan's statistics; arguments as in mmdet."""
+        self.check_inputs(
+            batch_gt_instances,
+            batch_img_metas,
+            batch_gt_instances_ignore,
+            cls_scores,
+            bbox_preds=(bbox_preds, 4 * (self.reg_max + 1)),
+        )
         with torch.autocast(cls_scores[0].device.type, enabled=False):
             corners = self.flatten(bbox_preds, 4 * (self.reg_max + 1))
             strides = torch.cat(
@@ -104,7 +111,7 @@ class GFLHead(DenseHead, mmdet.models.dense_heads.GFLHead):
             centers = self.anchor_center(matched.priors) / stride
             pred = get_box_tensor(self.bbox_coder.decode(centers, self.integral(pair_corners)))
             target = matched.gt_bboxes / stride
-            check_boxes(type(self).__name__, bbox_preds=pred, gt_bboxes=target)
+            check_pair_boxes(type(self).__name__, target, bbox_preds=pred)
             self._warn_if_capped(self.bbox_coder.encode(centers, target), pairs.weight)
             target_corners = self.bbox_coder.encode(centers, target, self.reg_max).flatten()
 
@@ -126,9 +133,9 @@ class GFLHead(DenseHead, mmdet.models.dense_heads.GFLHead):
             )
             num_pos = reduce_mean(matched.num_pos)
             avg_factor = reduce_mean(weight.sum()).clamp(min=1)
-            return dict(
+            losses = dict(
                 loss_cls=loss_cls.sum() / num_pos,
                 loss_bbox=loss_bbox.sum() / avg_factor,
                 loss_dfl=loss_dfl / avg_factor,
-                **matched.statistics,
             )
+            return self.finished(losses, matched, bbox_preds=corners)

@@ -10,10 +10,10 @@ from mmdet.utils import reduce_mean
 from mmengine.structures import InstanceData
 from torch import Tensor
 
-from uotod_mmdet.losses.checks import check_boxes
 from uotod_mmdet.losses.pairs import classification_losses, pair_losses
 from uotod_mmdet.registry import MODELS
 
+from .checks import check_pair_boxes
 from .dense import DenseHead
 
 
@@ -46,6 +46,13 @@ class SSDHead(DenseHead, mmdet.models.dense_heads.SSDHead):
         batch_gt_instances_ignore: Optional[list[InstanceData]] = None,
     ) -> dict[str, Tensor]:
         """Losses of all images and levels together, and the plan's statistics; arguments as in mmdet."""
+        self.check_inputs(
+            batch_gt_instances,
+            batch_img_metas,
+            batch_gt_instances_ignore,
+            cls_scores,
+            bbox_preds=(bbox_preds, 4),
+        )
         with torch.autocast(cls_scores[0].device.type, enabled=False):
             deltas = self.flatten(bbox_preds, 4)
             matched = self.match(
@@ -64,13 +71,13 @@ class SSDHead(DenseHead, mmdet.models.dense_heads.SSDHead):
             pred, target = deltas.flatten(0, 1).index_select(0, pairs.rows), matched.gt_bboxes
             if self.reg_decoded_bbox:
                 pred = get_box_tensor(self.bbox_coder.decode(matched.priors, pred))
-            check_boxes(type(self).__name__, bbox_preds=pred, gt_bboxes=target)
+            check_pair_boxes(type(self).__name__, target, bbox_preds=pred)
             if not self.reg_decoded_bbox:
                 target = self.bbox_coder.encode(matched.priors, target)
             loss_bbox = pair_losses(self.loss_bbox, pred, target, pairs.weight)
             num_pos = reduce_mean(matched.num_pos)
-            return dict(
+            losses = dict(
                 loss_cls=loss_cls.sum() / num_pos,
                 loss_bbox=loss_bbox.sum() / num_pos,
-                **matched.statistics,
             )
+            return self.finished(losses, matched, bbox_preds=deltas)

@@ -10,10 +10,10 @@ from mmdet.utils import reduce_mean
 from mmengine.structures import InstanceData
 from torch import Tensor
 
-from uotod_mmdet.losses.checks import check_boxes
 from uotod_mmdet.losses.pairs import classification_losses, pair_losses
 from uotod_mmdet.registry import MODELS
 
+from .checks import check_pair_boxes
 from .dense import DenseHead
 
 
@@ -55,6 +55,14 @@ class VFNetHead(DenseHead, mmdet.models.dense_heads.VFNetHead):
         batch_gt_instances_ignore: Optional[list[InstanceData]] = None,
     ) -> dict[str, Tensor]:
         """Losses of all levels together, and the plan's statistics; arguments as in mmdet."""
+        self.check_inputs(
+            batch_gt_instances,
+            batch_img_metas,
+            batch_gt_instances_ignore,
+            cls_scores,
+            bbox_preds=(bbox_preds, 4),
+            bbox_preds_refine=(bbox_preds_refine, 4),
+        )
         with torch.autocast(cls_scores[0].device.type, enabled=False):
             distances, refined = self.flatten(bbox_preds, 4), self.flatten(bbox_preds_refine, 4)
             sizes = [level.shape[-2:] for level in cls_scores]
@@ -70,13 +78,13 @@ class VFNetHead(DenseHead, mmdet.models.dense_heads.VFNetHead):
             pairs, target = matched.pairs, matched.gt_bboxes
             pair_points = points[pairs.rows % len(points)]
             losses, ious = {}, {}
-            for name, loss, values in (
-                ('loss_bbox', self.loss_bbox, distances),
-                ('loss_bbox_rf', self.loss_bbox_refine, refined),
+            for name, loss, argument, values in (
+                ('loss_bbox', self.loss_bbox, 'bbox_preds', distances),
+                ('loss_bbox_rf', self.loss_bbox_refine, 'bbox_preds_refine', refined),
             ):
                 pred = self.bbox_coder.decode(pair_points, values.flatten(0, 1).index_select(0, pairs.rows))
                 pred = get_box_tensor(pred)
-                check_boxes(type(self).__name__, bbox_preds=pred, gt_bboxes=target)
+                check_pair_boxes(type(self).__name__, target, **{argument: pred})
                 ious[name] = bbox_overlaps(pred.detach(), target, is_aligned=True).clamp(min=1e-6)
                 weight = ious[name] * pairs.weight
                 losses[name] = pair_losses(loss, pred, target, weight).sum() / reduce_mean(weight.sum()).clamp(min=1)
@@ -96,4 +104,5 @@ class VFNetHead(DenseHead, mmdet.models.dense_heads.VFNetHead):
                 label_pairs,
                 lambda: ious['loss_bbox_rf'],
             )
-            return dict(loss_cls=loss_cls.sum() / num_pos.clamp(min=1), **losses, **matched.statistics)
+            losses = dict(loss_cls=loss_cls.sum() / num_pos.clamp(min=1), **losses)
+            return self.finished(losses, matched, bbox_preds=distances, bbox_preds_refine=refined)

@@ -79,5 +79,5 @@ class _CompiledBoxLosses(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple:
         given = ctx.saved_tensors
         gradient = torch.empty_like(given[0])
-        BOX_GRADIENT(**dict(zip(_GIVEN, given)), **ctx.numbers, grad=grad, gradient=gradient)
+        BOX_GRADIENT(**dict(zip(_GIVEN, given)), **ctx.numbers, grad=grad.resolve_neg(), gradient=gradient)
         return gradient, *[None] * 8

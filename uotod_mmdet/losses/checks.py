@@ -4,7 +4,8 @@ Shapes are checked first; they cost nothing. Value conditions are kept as 0-dim 
 together at the end, on a GPU without waiting for it (see device.py). Only a failure is worked out in detail.
 """
 
-from collections.abc import Callable
+import numbers
+from collections.abc import Callable, Mapping
 from typing import Optional, Union
 
 import torch
@@ -23,6 +24,7 @@ def check_reduction(owner: str, reduction: str, avg_factor: Optional[Union[float
     """Check the way to reduce.
 
     Raises:
+        TypeError: If ``avg_factor`` is neither a number nor a tensor of one.
         ValueError: If ``reduction`` is unknown, or is 'sum' beside an ``avg_factor``.
     """
     if reduction not in REDUCTIONS:
@@ -32,6 +34,17 @@ def check_reduction(owner: str, reduction: str, avg_factor: Optional[Union[float
             f"{owner}: avg_factor cannot be used with reduction='sum'. mmdet's heads always pass avg_factor, so "
             "reduction='sum' cannot be used inside them; set reduction='mean' in the config, which divides the sum by "
             'avg_factor (mmdet issue 10919).'
+        )
+    if isinstance(avg_factor, Tensor):
+        if avg_factor.shape not in ((), (1,)) or avg_factor.is_complex():
+            raise ValueError(
+                f'{owner}: avg_factor must be one real number; got a tensor of shape {tuple(avg_factor.shape)}, '
+                f'{avg_factor.dtype}.'
+            )
+    elif avg_factor is not None and not isinstance(avg_factor, numbers.Real):
+        raise TypeError(
+            f'{owner}: avg_factor must be a number or a tensor of one; got {avg_factor!r} of type '
+            f'{type(avg_factor).__name__}.'
         )
 
 
@@ -141,6 +154,42 @@ def explain_boxes(boxes: Tensor) -> str:
         f'{what}. Usual causes: training has diverged (lower the learning rate, or clip gradients with '
         'optim_wrapper=dict(clip_grad=dict(max_norm=...))), fp16 overflow, or, in ground truths, a wrong annotation.'
     )
+
+
+def check_finite(owner: str, terms: Mapping[str, Tensor], inputs: Mapping[str, Optional[Union[float, Tensor]]]) -> None:
+    """Check that all terms of a loss are finite.
+
+    Args:
+        owner: Whose terms they are, for the message.
+        terms: The terms, reduced or few, by name.
+        inputs: What they were computed from, by the name of the argument, the likeliest cause first; looked at only
+            where a term is not finite.
+
+    Raises:
+        ValueError: If a term is not, on a GPU during a later call (see device.py). The message names the first input
+            that holds NaN or infinite entries, else the term.
+    """
+    if not terms:
+        return
+
+    def complain() -> None:
+        bad = [name for name, term in terms.items() if not term.isfinite().all()]
+        if not bad:  # only their sum overflows
+            return
+        cause = f'{bad[0]} overflows {terms[bad[0]].dtype}, or is not finite by itself, though its input is'
+        for name, value in inputs.items():
+            value = torch.as_tensor(0.0 if value is None else value)
+            count = int((~value.isfinite()).sum())
+            if count:
+                cause = f'{name} holds {count} NaN or infinite of {value.numel()} entries'
+                break
+        raise ValueError(
+            f'{owner}: {" and ".join(bad)} not finite: {cause}. Usual causes: training has diverged (lower the '
+            'learning rate, or clip gradients with optim_wrapper=dict(clip_grad=dict(max_norm=...))), or fp16 overflow.'
+        )
+
+    total = sum(term.detach().sum() for term in terms.values())
+    act_if(~total.isfinite(), complain)
 
 
 def outside(values: Tensor, low: float, high: float, roundings: int = 4) -> Tensor:

@@ -9,12 +9,21 @@ from mmdet.structures.bbox import bbox_overlaps, get_box_tensor
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
+from uotod_mmdet.arguments import number, switch
 from uotod_mmdet.assigners import match_batch
 from uotod_mmdet.costs import as_labels, make_batch, pad
 from uotod_mmdet.registry import MODELS, TASK_UTILS
 
 from .box_losses import box_losses
-from .checks import beyond_limit, box_limit, check_reduction, check_tensor, explain_boxes, full_precision
+from .checks import (
+    beyond_limit,
+    box_limit,
+    check_finite,
+    check_reduction,
+    check_tensor,
+    explain_boxes,
+    full_precision,
+)
 from .contract import check_box_loss, check_class_weight, check_classification_loss
 from .pairs import (
     MIN_WEIGHT,
@@ -26,6 +35,7 @@ from .pairs import (
 )
 
 NAME = 'DetectionLoss'
+EPS = torch.finfo(torch.float32).eps  # mmdet adds this to avg_factor, so that 0, of no targets at all, is legal
 POSITIONS = ('last', 'first', 'none')
 
 
@@ -59,6 +69,7 @@ class DetectionLoss(nn.Module):
         loss_weight: Factor of the whole loss.
 
     Raises:
+        TypeError: If a number or a switch is none.
         ValueError: If the arguments do not fit each other.
     """
 
@@ -83,10 +94,11 @@ class DetectionLoss(nn.Module):
         self.losses_bbox = nn.ModuleList(MODELS.build(loss) for loss in boxes)
         self.assigner = TASK_UTILS.build(assigner)
         self.bg_class_position = bg_class_position
-        self.neg_to_pos_ratio = neg_to_pos_ratio
+        use_hard_negative_mining = switch(f'{NAME}: use_hard_negative_mining', use_hard_negative_mining)
+        self.neg_to_pos_ratio = number(f'{NAME}: neg_to_pos_ratio', neg_to_pos_ratio, optional=True)
         self.min_weight = check_min_weight(min_weight)
         self.reduction = reduction
-        self.loss_weight = loss_weight
+        self.loss_weight = number(f'{NAME}: loss_weight', loss_weight)
 
         if bg_class_position not in POSITIONS:
             raise ValueError(f'{NAME}: bg_class_position must be one of {POSITIONS}, got {bg_class_position!r}.')
@@ -155,9 +167,9 @@ class DetectionLoss(nn.Module):
             Scalar, or (B, N) with reduction 'none'.
 
         Raises:
-            TypeError: If an input is missing or no tensor.
+            TypeError: If an input is missing or no tensor, or ``avg_factor`` no number.
             ValueError: If shapes do not fit, a label is no foreground class, boxes are not (x1, y1, x2, y2),
-                predictions are not finite, or boxes so large that losses overflow.
+                predictions are not finite, boxes so large that losses overflow, or a term of the loss is not finite.
         """
         return sum(self._terms(input, target, anchors, weight, avg_factor, reduction_override, img_metas)[0].values())
 
@@ -219,9 +231,13 @@ class DetectionLoss(nn.Module):
                 elif reduction == 'sum':
                     loss = loss.sum()
                 else:
-                    divisor = self._divisor(name, batch.gt_labels, pairs, logits) if avg_factor is None else avg_factor
+                    divisor = (
+                        self._divisor(name, batch.gt_labels, pairs, logits) if avg_factor is None else avg_factor + EPS
+                    )
                     loss = loss.sum() / divisor
                 terms[name] = self.loss_weight * loss
+            inputs = dict(weight=weight, avg_factor=avg_factor, pred_logits=logits, pred_boxes=boxes)
+            check_finite(NAME, terms, inputs)
         return terms, pairs, batch.gt_mask
 
     def _losses(
@@ -320,13 +336,30 @@ class DetectionLoss(nn.Module):
             check_tensor(NAME, 'target mask', mask, labels.shape, 'True on real ground truths, False on padding.')
             mask = mask.bool()
         else:
+            if not isinstance(target, Sequence) or not all(isinstance(gt, InstanceData) for gt in target):
+                raise TypeError(
+                    f'{NAME}: target must be a dict of the tensors labels, boxes and mask, or a list of one '
+                    f'InstanceData with labels and bboxes for each image, got {type(target).__name__}.'
+                )
             if len(target) != batch:
                 raise ValueError(
                     f'{NAME}: target holds {len(target)} images, but pred_logits and pred_boxes hold {batch}.'
                 )
+            for index, gt in enumerate(target):
+                if 'labels' not in gt or 'bboxes' not in gt or gt.labels.dim() != 1:
+                    raise ValueError(
+                        f'{NAME}: target {index} needs labels (M,) and bboxes (M, 4) of its M ground truths, got '
+                        f'{ {name: tuple(value.shape) for name, value in gt.items()} }.'
+                    )
+                shape = (len(gt.labels), 4)
+                check_tensor(NAME, f'bboxes of target {index}', get_box_tensor(gt.bboxes), shape, 'One for each label.')
             real = [torch.ones_like(gt.labels, dtype=torch.bool) for gt in target]
             labels = [as_labels(gt.labels, f'{NAME}: target labels') for gt in target]
-            labels, gt_boxes, mask = pad(labels, [get_box_tensor(gt.bboxes) for gt in target], real)
+            if batch:
+                labels, gt_boxes, mask = pad(labels, [get_box_tensor(gt.bboxes) for gt in target], real)
+            else:
+                labels, gt_boxes = boxes.new_zeros(0, 0, dtype=torch.long), boxes.new_zeros(0, 0, 4)
+                mask = labels.bool()
         labels, gt_boxes = as_labels(labels, f'{NAME}: target labels'), gt_boxes.to(boxes)
 
         low = 1 if self.bg_class_position == 'first' else 0

@@ -6,6 +6,7 @@ import mmdet.models.losses
 import torch
 from torch import Tensor
 
+from uotod_mmdet.arguments import number
 from uotod_mmdet.ops import softmax_rows
 from uotod_mmdet.registry import MODELS
 
@@ -82,6 +83,9 @@ class DistributionFocalLoss(mmdet.models.losses.DistributionFocalLoss):
         reduction (str): 'none', 'mean' or 'sum'. mmdet's heads need 'mean'. Defaults to 'mean'.
         loss_weight (float): Factor of the loss. Defaults to 1.0.
     """
+
+    def __init__(self, reduction: str = 'mean', loss_weight: float = 1.0) -> None:
+        super().__init__(reduction=reduction, loss_weight=number(f'{NAME}: loss_weight', loss_weight))
 
     def forward(
         self,

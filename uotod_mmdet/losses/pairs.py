@@ -25,8 +25,14 @@ from mmengine.logging import print_log
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+<<<<<<< HEAD
 from uotod_mmdet.ops.deferred import act_if, host_may_wait, to_device_of
 from uotod_mmdet.ops.native import Kernel
+=======
+from uotod_mmdet.arguments import number
+from uotod_mmdet.device import act_if, host_may_wait, to_device_of
+from uotod_mmdet.native import Kernel
+>>>>>>> main
 
 from .checks import checked
 from .contract import sum_by_row
@@ -58,9 +64,9 @@ STATISTICS = Kernel(
     'rows: i64[K], gts: i64[K], weights: f32[K], K, background: f32[R], R, gt_mask: bool[G], G, values: f64[4]',
 )
 _SOFTMAX = 'scores: f32[N C], N, C, label: int, background: f32[N], rows: i64[K], labels: i64[K], weights: f32[K], K, '
-SOFTMAX_LOSSES = Kernel('uotod_softmax_losses', _SOFTMAX + 'losses: f32[N], log_sums: f32[N]')
+SOFTMAX_LOSSES = Kernel('uotod_softmax_losses', _SOFTMAX + 'losses: f32[N], log_sums: f32[N 2]')
 SOFTMAX_GRADIENT = Kernel(
-    'uotod_softmax_gradient', _SOFTMAX + 'log_sums: f32[N], grad: f32[N]~, grad.stride, gradient: f32[N C]'
+    'uotod_softmax_gradient', _SOFTMAX + 'log_sums: f32[N 2], grad: f32[N]~, grad.stride, gradient: f32[N C]'
 )
 
 
@@ -122,12 +128,19 @@ def expand(plan: Tensor, min_weight: float = MIN_WEIGHT, few: bool = True) -> Pa
         Pairs.
 
     Raises:
-        ValueError: If ``min_weight`` is not in [0, 1).
+        TypeError: If ``plan`` is no tensor, or ``min_weight`` no number.
+        ValueError: If ``plan`` has another shape, or ``min_weight`` is not in [0, 1).
     """
-    check_min_weight(min_weight)
+    min_weight = check_min_weight(min_weight)
+    if not isinstance(plan, Tensor):
+        raise TypeError(f'plan must be a tensor (B, N, M + 1), got {type(plan).__name__}')
+    if plan.dim() != 3 or plan.size(2) == 0:
+        raise ValueError(
+            f'plan must have shape (B, N, M + 1), the background in its last column, got {tuple(plan.shape)}'
+        )
     num_images, num_preds, columns = plan.shape
     if EXPAND.takes(plan=plan) and not plan.requires_grad:
-        given = dict(plan=plan, min_weight=float(min_weight))
+        given = dict(plan=plan, min_weight=min_weight)
         given['counts'] = torch.empty(torch.get_num_threads(), dtype=torch.long)
         names = 'rows', 'gts', 'images', 'weights', 'background'
         EXPAND(**given, fill=0, **dict.fromkeys(names))
@@ -164,14 +177,16 @@ def _nonzero(mask: Tensor) -> Tensor:
 
 
 def check_min_weight(min_weight: float) -> float:
-    """Return ``min_weight``.
+    """Return ``min_weight`` as a float.
 
     Raises:
+        TypeError: If it is no number.
         ValueError: If it is not in [0, 1).
     """
+    min_weight = number('min_weight', min_weight)
     if not 0 <= min_weight < 1:
         raise ValueError(
-            f'min_weight must be in [0, 1), got {min_weight}: it is the weight below which a pair of prediction and '
+            f'min_weight must be in [0, 1), got {min_weight:g}: it is the weight below which a pair of prediction and '
             'ground truth is dropped, and a whole prediction weighs 1.'
         )
     return min_weight
@@ -236,7 +251,7 @@ def classification_losses(
         return losses.index_add(0, pairs.rows, (matched - instead).to(losses.dtype))
     losses = sum_by_row(loss_cls(scores, background, pairs.background, reduction_override='none'))
     if num_negatives is not None:
-        losses = losses * _hardest(losses.detach().view(pairs.num_images, -1), num_negatives).flatten()
+        losses = losses * _hardest(losses.detach(), num_negatives)
     matched = sum_by_row(loss_cls(scores[pairs.rows], labels, pairs.weight, reduction_override='none'))
     return losses.index_add(0, pairs.rows, matched.to(losses.dtype))
 
@@ -314,7 +329,7 @@ def _softmax_losses(
     values = weight * scores.log_softmax(1).flatten().index_select(0, entries)
     losses, matched = values[:rows], values[rows:]
     if num_negatives is not None:
-        losses = losses * _hardest(losses.detach().view(pairs.num_images, -1), num_negatives).flatten()
+        losses = losses * _hardest(losses.detach(), num_negatives)
     return losses.index_add(0, pairs.rows, matched)
 
 
@@ -332,7 +347,7 @@ class _CompiledSoftmaxLosses(torch.autograd.Function):
         weights: Tensor,
     ) -> Tensor:
         ctx.label = background_label
-        losses, log_sums = torch.empty_like(background), torch.empty_like(background)
+        losses, log_sums = torch.empty_like(background), scores.new_empty(len(scores), 2)
         given = dict(scores=scores, background=background, rows=rows, labels=labels, weights=weights)
         SOFTMAX_LOSSES(**given, label=background_label, losses=losses, log_sums=log_sums)
         ctx.save_for_backward(scores, background, rows, labels, weights, log_sums)
@@ -344,7 +359,7 @@ class _CompiledSoftmaxLosses(torch.autograd.Function):
         scores, background, rows, labels, weights, log_sums = ctx.saved_tensors
         gradient = torch.empty_like(scores)
         given = dict(scores=scores, background=background, rows=rows, labels=labels, weights=weights)
-        SOFTMAX_GRADIENT(**given, label=ctx.label, log_sums=log_sums, grad=grad, gradient=gradient)
+        SOFTMAX_GRADIENT(**given, label=ctx.label, log_sums=log_sums, grad=grad.resolve_neg(), gradient=gradient)
         return gradient, None, None, None, None, None
 
 
@@ -380,10 +395,11 @@ def pair_losses(loss: nn.Module, pred: Tensor, target: Tensor, weight: Tensor) -
 
 
 def _hardest(losses: Tensor, count: Tensor) -> Tensor:
-    """True on the ``count`` (B,) largest entries of each row of (B, N)."""
+    """True on the ``count`` (B,) largest losses of each image, (B * N,)."""
+    losses = losses.view(len(count), len(losses) // max(len(count), 1))
     order = losses.argsort(1, descending=True)
     first = torch.arange(losses.size(1), device=losses.device) < count[:, None]
-    return torch.zeros_like(first).scatter(1, order, first)
+    return torch.zeros_like(first).scatter(1, order, first).flatten()
 
 
 def plan_statistics(

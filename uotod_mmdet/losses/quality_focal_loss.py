@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from uotod_mmdet.arguments import number, switch
 from uotod_mmdet.registry import MODELS
 
 from .checks import (
@@ -47,17 +48,19 @@ def quality_focal_loss(
         target: Pair (label, score), both (N,): class in [0, C), C for background, and the quality in [0, 1] of the
             foreground rows (the score of a background row is never read); or (N, C) soft targets in [0, 1].
         weight: (N,), one per row.
-        beta: Exponent of the modulating factor.
+        beta: Exponent of the modulating factor, >= 0.
         activated: Whether ``pred`` holds probabilities.
         reduction: 'none' for (N,), 'mean' or 'sum' for a scalar. The mean of no rows is 0 (mmdet's is NaN).
         avg_factor: Divides the sum in place of the number of rows; needs 'mean', ignored with 'none'.
 
     Raises:
-        TypeError: If ``pred``, a target or ``weight`` is no tensor, or labels are of a wrong dtype.
+        TypeError: If ``pred``, a target or ``weight`` is no tensor, or labels are of a wrong dtype; if ``beta``
+            or ``avg_factor`` is no number.
         ValueError: If shapes do not fit, a label is not a whole number in [0, C], a score, a soft target or a
-            probability lies outside [0, 1], ``pred`` holds NaN, or the loss is not finite.
+            probability lies outside [0, 1], ``beta`` is negative, ``pred`` holds NaN, or the loss is not finite.
     """
     check_reduction(NAME, reduction, avg_factor)
+    beta = number(f'{NAME}: beta', beta, at_least=0)
     check_pred(NAME, pred, '(N, C)', dims=2)
     check_weight(NAME, weight, pred.shape[:1])
     x = full_precision(pred)
@@ -80,7 +83,11 @@ def quality_focal_loss(
         return checked(NAME, rows if reduction == 'none' else rows.sum(), pred, weight, avg_factor, faults)
 
     soft = target.to(x.dtype) if label is None else _soft_target(x, label, score)
+    if soft.requires_grad and label is None:  # mmdet has no gradient by a dense target that is 0, nor have the blocks
+        soft = torch.where(soft > 0, soft, 0)
     if activated:
+        # Nor does it take illegal targets: the last fault is theirs, and roundings are forgiven.
+        soft = torch.where(faults[-1][0], 0.5, soft).clamp(0, 1)
         with torch.autocast(x.device.type, enabled=False):  # autocast refuses the cross-entropy of probabilities
             entropy = F.binary_cross_entropy(x, soft, reduction='none')
         distance = soft - x
@@ -186,6 +193,22 @@ class QualityFocalLoss(mmdet.models.losses.QualityFocalLoss):
         loss_weight (float): Factor of the loss. Defaults to 1.0.
         activated (bool): Whether predictions are probabilities. Defaults to False.
     """
+
+    def __init__(
+        self,
+        use_sigmoid: bool = True,
+        beta: float = 2.0,
+        reduction: str = 'mean',
+        loss_weight: float = 1.0,
+        activated: bool = False,
+    ) -> None:
+        super().__init__(
+            use_sigmoid=use_sigmoid,
+            beta=number(f'{NAME}: beta', beta, at_least=0),
+            reduction=reduction,
+            loss_weight=number(f'{NAME}: loss_weight', loss_weight),
+            activated=switch(f'{NAME}: activated', activated),
+        )
 
     def forward(
         self,

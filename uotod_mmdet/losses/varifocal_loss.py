@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from uotod_mmdet.arguments import number, switch
 from uotod_mmdet.registry import MODELS
 
 from .checks import (
@@ -45,18 +46,21 @@ def varifocal_loss(
         pred: (N, C) logits; other shapes are taken as well, entry by entry.
         target: Qualities q in [0, 1], shaped like ``pred``: the IoU at a row's class, 0 elsewhere.
         weight: Shaped like ``pred``, or broadcast to it.
-        alpha: Factor of the entries with q = 0.
-        gamma: Exponent of the modulating factor.
+        alpha: Factor of the entries with q = 0, >= 0.
+        gamma: Exponent of the modulating factor, >= 0.
         iou_weighted: Whether entries with q > 0 count by q; False: by 1.
         reduction: 'none' for the shape of ``pred``, 'mean' or 'sum' for a scalar. The mean runs over entries, not
             rows; the mean of none is 0 (mmdet's is NaN).
         avg_factor: Divides the sum in place of the number of entries; needs 'mean', ignored with 'none'.
 
     Raises:
-        TypeError: If ``pred``, ``target`` or ``weight`` is no tensor.
-        ValueError: If shapes do not fit, a target lies outside [0, 1], ``pred`` holds NaN, or the loss is not finite.
+        TypeError: If ``pred``, ``target`` or ``weight`` is no tensor; if ``alpha``, ``gamma`` or ``avg_factor`` is no
+            number.
+        ValueError: If shapes do not fit, a target lies outside [0, 1], ``alpha`` or ``gamma`` is negative, ``pred``
+            holds NaN, or the loss is not finite.
     """
     check_reduction(NAME, reduction, avg_factor)
+    alpha, gamma = number(f'{NAME}: alpha', alpha, at_least=0), number(f'{NAME}: gamma', gamma, at_least=0)
     check_pred(NAME, pred, '(N, C)')
     check_tensor(
         NAME, 'target', target, pred.shape, 'It holds one quality per row and class, 0 where another class is.'
@@ -68,7 +72,7 @@ def varifocal_loss(
 
     logits = full_precision(pred)
     by_row = _by_row(weight, pred)
-    if by_row and reduction != 'none' and pred.dim() == 2 and in_blocks(pred):
+    if by_row and reduction != 'none' and pred.dim() == 2 and in_blocks(pred) and not target.requires_grad:
         index, quality = nonzero_entries(target)
         weight_of_rows = weight.flatten() if isinstance(weight, Tensor) else weight
         factor = row_factor(weight_of_rows, reduction, avg_factor, logits, logits.numel())
@@ -76,7 +80,10 @@ def varifocal_loss(
         return checked(NAME, rows.sum(), pred, weight, avg_factor, faults)
     quality = target.to(logits.dtype)
     positive = quality if iou_weighted else 1.0
-    focal = torch.where(quality > 0, positive, alpha * logits.sigmoid().pow(gamma))
+    distance = logits.sigmoid()
+    if target.requires_grad:  # entries whose target is 0 have gradients, too
+        distance = (distance - quality).abs()
+    focal = torch.where(quality > 0, positive, alpha * distance.pow(gamma))
     loss = F.binary_cross_entropy_with_logits(logits, quality, reduction='none') * focal
     return reduce_and_check(NAME, loss, pred, weight, reduction, avg_factor, faults)
 
@@ -125,6 +132,24 @@ class VarifocalLoss(mmdet.models.losses.VarifocalLoss):
         reduction (str): 'none', 'mean' or 'sum'. mmdet's heads need 'mean'. Defaults to 'mean'.
         loss_weight (float): Factor of the loss. Defaults to 1.0.
     """
+
+    def __init__(
+        self,
+        use_sigmoid: bool = True,
+        alpha: float = 0.75,
+        gamma: float = 2.0,
+        iou_weighted: bool = True,
+        reduction: str = 'mean',
+        loss_weight: float = 1.0,
+    ) -> None:
+        super().__init__(
+            use_sigmoid=use_sigmoid,
+            alpha=number(f'{NAME}: alpha', alpha, at_least=0),
+            gamma=number(f'{NAME}: gamma', gamma, at_least=0),
+            iou_weighted=switch(f'{NAME}: iou_weighted', iou_weighted),
+            reduction=reduction,
+            loss_weight=number(f'{NAME}: loss_weight', loss_weight),
+        )
 
     def forward(
         self,

@@ -31,8 +31,12 @@ def assignment(cost: Tensor, column_mask: Optional[Tensor] = None, row_mask: Opt
         Column of each row, -1 where it has none, (B, N).
 
     Raises:
+        TypeError: If ``cost`` or a mask is no tensor.
         ValueError: If ``cost`` or a mask has another shape or dtype, or a real entry of ``cost`` is not finite.
     """
+    for name, values in (('cost', cost), ('row_mask', row_mask), ('column_mask', column_mask)):
+        if not isinstance(values, Tensor) and (values is not None or name == 'cost'):
+            raise TypeError(f'{name} must be a tensor, got {type(values).__name__}')
     if cost.dim() != 3 or cost.is_complex():
         raise ValueError(f'cost must be real, of shape (B, N, M), got {cost.dtype} of shape {tuple(cost.shape)}')
     batch, rows, columns = cost.shape

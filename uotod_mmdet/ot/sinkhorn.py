@@ -35,6 +35,7 @@ import torch
 from torch import Tensor
 
 from uotod_mmdet import ops
+from uotod_mmdet.arguments import number
 
 
 class SinkhornResult(NamedTuple):
@@ -89,6 +90,7 @@ def sinkhorn(
         SinkhornResult: Plan, iterations, error, convergence.
 
     Raises:
+        TypeError: If a number is none.
         ValueError: If dtype or shapes do not fit, a number is out of its range, a cost or a marginal is not finite, or
             a marginal is negative.
     """
@@ -97,6 +99,10 @@ def sinkhorn(
     newton_after = -1 if newton_after is None else whole_number('newton_after', newton_after, least=0)
     if absorb_above is None:  # a third of what floats hold: a lost entry of the kernel stays below float rounding
         absorb_above = 10.0 if cost.dtype == torch.float32 else 250.0 / 3
+    reg = _number_of_each('reg', reg, batch)
+    reg_a = None if reg_a is None else _number_of_each('reg_a', reg_a, batch)
+    reg_b = None if reg_b is None else _number_of_each('reg_b', reg_b, batch)
+    tol, absorb_above = number('tol', tol), number('absorb_above', absorb_above, infinite=True)
     reg = torch.as_tensor(reg, dtype=torch.float64, device=cost.device).expand(batch).contiguous()
     infinite = torch.full_like(reg, math.inf)
     rho_a, rho_b = (infinite if weight is None else (weight / reg).contiguous() for weight in (reg_a, reg_b))
@@ -105,7 +111,7 @@ def sinkhorn(
     if cost.numel() == 0:
         f, g, error = a.double(), b.double(), cost.new_zeros(batch)
         return SinkhornResult(torch.zeros_like(cost), f, g, error.long(), error, error == 0)
-    numbers = bool(relative), num_iter, check_every, newton_after, float(tol), float(absorb_above)
+    numbers = bool(relative), num_iter, check_every, newton_after, tol, absorb_above
     plan, f, g, done, error = ops.sinkhorn(cost.contiguous(), a, b, reg, rho_a, rho_b, scale, *numbers)
     return SinkhornResult(plan, f, g, done, error.to(cost.dtype), error <= tol)
 
