@@ -15,7 +15,7 @@ import pytest
 import torch
 from mmdet.models.task_modules.assigners.match_cost import ClassificationCost, IoUCost
 from mmdet.registry import MODELS, TASK_UTILS
-from mmdet.structures.bbox import HorizontalBoxes
+from mmdet.structures.bbox import BaseBoxes, HorizontalBoxes, register_box, register_box_converter
 from mmengine.config import Config
 from mmengine.registry import DefaultScope
 from mmengine.structures import InstanceData
@@ -259,6 +259,21 @@ print(*counts)
 
 
 # Labels and boxes of every dtype and box type.
+
+
+# A box type (x1, y1, width, height), whose columns mean something else than xyxy.
+CornerSizeBoxes = type('CornerSizeBoxes', (BaseBoxes,), {'box_dim': 4, **dict.fromkeys(BaseBoxes.__abstractmethods__)})
+
+
+@pytest.fixture(scope='module')
+def corner_size_type():
+    register_box('corner_size', CornerSizeBoxes)
+
+    @register_box_converter('corner_size', 'hbox')
+    def convert(boxes):
+        return torch.cat([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], 1)
+
+    return lambda boxes: CornerSizeBoxes(torch.cat([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], 1))
 
 
 @pytest.mark.parametrize('dtype', [torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64])

@@ -5,7 +5,7 @@ import torch
 from mmdet.models.task_modules.assigners.match_cost import BaseMatchCost
 from mmdet.registry import MODELS, TASK_UTILS
 from mmdet.structures import DetDataSample
-from mmdet.structures.bbox import BaseBoxes, bbox_overlaps, register_box, register_box_converter
+from mmdet.structures.bbox import bbox_overlaps
 from mmdet.structures.mask import BitmapMasks
 from mmengine.hub import get_config
 from mmengine.registry import init_default_scope
@@ -260,25 +260,7 @@ def test_both_stages_train_with_the_assigner_that_is_mmdets_threshold(config):
     assert losses[True] == pytest.approx(losses[False], rel=1e-6)
 
 
-# Labels
-
-
 # Boxes
-
-
-# A box type (x1, y1, width, height), whose columns mean something else than xyxy.
-CornerSizeBoxes = type('CornerSizeBoxes', (BaseBoxes,), {'box_dim': 4, **dict.fromkeys(BaseBoxes.__abstractmethods__)})
-
-
-@pytest.fixture(scope='module')
-def corner_size_type():
-    register_box('corner_size', CornerSizeBoxes)
-
-    @register_box_converter('corner_size', 'hbox')
-    def convert(boxes):
-        return torch.cat([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], 1)
-
-    return lambda boxes: CornerSizeBoxes(torch.cat([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], 1))
 
 
 class AngleCost(BaseMatchCost):
