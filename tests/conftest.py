@@ -2,6 +2,8 @@
 
 import logging
 
+import cv2
+import numpy as np
 import pytest
 import torch
 from mmengine.logging import MMLogger
@@ -18,3 +20,15 @@ def mmdet_scope():
     if logger.instance_name == 'mmengine':  # init_weights logs every parameter there
         logger.setLevel(logging.WARNING)
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope='session')
+def data(tmp_path_factory):
+    """A folder with six images of 64 x 64 and their annotations."""
+    from tiny_runs import write_annotations
+
+    root = tmp_path_factory.mktemp('data')
+    write_annotations(root, 'train.json')
+    for index in range(6):
+        cv2.imwrite(str(root / f'{index}.png'), np.random.default_rng(index).integers(0, 255, (64, 64, 3), np.uint8))
+    return root

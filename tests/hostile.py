@@ -556,8 +556,9 @@ def assign(dice: Dice) -> Case:
         answer = dict(gt_inds=result.gt_inds, overlaps=result.max_overlaps, labels=result.labels)
         if answer['overlaps'] is None:  # documented, where either side has no boxes (., 4)
             sides = dict(given['pred_instances'].items()), dict(given['gt_instances'].items())
-            shapes = [[side[name].shape[1:] for name in ('bboxes', 'priors') if name in side] for side in sides]
-            assert any((4,) not in side for side in shapes), 'no overlaps though both sides have boxes'
+            boxes = [side.get('bboxes', side.get('priors')) for side in sides]
+            both = all(box is not None and box.shape[1:] == (4,) for box in boxes)
+            assert not both, 'no overlaps though both sides have boxes'
             answer.pop('overlaps')
         return answer
 

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from mmdet.models.task_modules.assigners.match_cost import BaseMatchCost, ClassificationCost, IoUCost
+from mmdet.models.task_modules.assigners.match_cost import BaseMatchCost
 from mmdet.registry import MODELS, TASK_UTILS
 from mmdet.structures import DetDataSample
-from mmdet.structures.bbox import BaseBoxes, HorizontalBoxes, bbox_overlaps, register_box, register_box_converter
+from mmdet.structures.bbox import bbox_overlaps
 from mmdet.structures.mask import BitmapMasks
 from mmengine.hub import get_config
 from mmengine.registry import init_default_scope
@@ -260,143 +260,7 @@ def test_both_stages_train_with_the_assigner_that_is_mmdets_threshold(config):
     assert losses[True] == pytest.approx(losses[False], rel=1e-6)
 
 
-# Labels
-
-
-@pytest.mark.parametrize('dtype', [torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64])
-@pytest.mark.parametrize('cost', ['ClassificationCost', 'FocalLossCost', 'a subclass'])
-def test_labels_of_every_integer_dtype_mean_the_same(dtype, cost):
-    costs = [type('Subclass', (ClassificationCost,), {})()] if cost == 'a subclass' else dict(type=cost)
-    assigner = build('HungarianAssigner', match_costs=costs)
-    pred = InstanceData(bboxes=corners(9), scores=torch.randn(9, 5))
-    gts = [InstanceData(bboxes=corners(3), labels=torch.tensor([1, 4, 2], dtype=kind)) for kind in (torch.int64, dtype)]
-    expected, found = (assigner.assign(pred, gt, {}) for gt in gts)
-    assert torch.equal(found.gt_inds, expected.gt_inds) and set(expected.gt_inds.tolist()) == {0, 1, 2, 3}
-    assert found.labels.dtype == torch.int64 and torch.equal(found.labels, expected.labels)
-    together = batch_cost(assigner.match_costs, make_batch([pred, pred], gts))
-    assert torch.equal(together[0], together[1])
-
-
-@pytest.mark.parametrize('head', ['uotod_mmdet.DETRHead', 'uotod_mmdet.DeformableDETRHead'])
-def test_float_labels_of_an_image_without_objects_change_nothing(head):
-    losses = {}
-    for dtype in (torch.int64, torch.float32):
-        config = dict(type=head, num_classes=4, embed_dims=32)
-        assigner = dict(
-            type='uotod_mmdet.HungarianAssigner', match_costs=[dict(type='FocalLossCost'), dict(type='IoUCost')]
-        )
-        config['train_cfg'] = dict(assigner=assigner)
-        config['loss_cls'] = dict(type='FocalLoss', use_sigmoid=True)
-        if 'Deformable' in head:
-            config.update(share_pred_layer=True, num_pred_layer=2)
-        torch.manual_seed(0)
-        built = MODELS.build(config)
-        torch.manual_seed(0)
-        scores, boxes = torch.randn(2, 2, 10, 4), torch.rand(2, 2, 10, 4)
-        gts = [
-            InstanceData(bboxes=corners(2), labels=torch.tensor([1, 3])),
-            InstanceData(bboxes=torch.zeros(0, 4), labels=torch.zeros(0, dtype=dtype)),
-        ]
-        losses[dtype] = built.loss_by_feat(
-            scores, boxes, *([None, None] if 'Deformable' in head else []), gts, [dict(img_shape=(100, 100))] * 2
-        )
-    assert all(torch.equal(losses[torch.float32][name], value) for name, value in losses[torch.int64].items())
-
-
-def test_labels_that_are_no_integers_are_named():
-    pred = InstanceData(bboxes=corners(9), scores=torch.randn(9, 5))
-    assigner = build('HungarianAssigner', match_costs=dict(type='IoUCost'))
-    for labels, found in ((torch.tensor([1.0, 2]), 'float32'), (torch.tensor([True, False]), 'bool')):
-        with pytest.raises(TypeError, match=rf'gt_instances.labels of image 0 .* integers.* got torch.{found}: .*long'):
-            assigner.assign(pred, InstanceData(bboxes=corners(2), labels=labels), {})
-    with pytest.raises(ValueError, match=r'gt_instances.labels of image 0 .* shape \(2,\).* got \(2, 5\)'):
-        assigner.assign(pred, InstanceData(bboxes=corners(2), labels=torch.zeros(2, 5).long()), {})
-
-
 # Boxes
-
-
-COSTS_OF_BOXES = [
-    dict(type='IoUCost'),
-    dict(type='BBoxL1Cost', box_format='xywh'),
-    dict(type='uotod_mmdet.LogIoUCost'),
-    dict(type='uotod_mmdet.PriorCenterCost'),
-    dict(type='uotod_mmdet.PriorIoUCost'),
-    dict(type='uotod_mmdet.InsideGTCost'),
-]
-
-
-class OtherIoU(IoUCost):
-    """Called one image at a time, as third-party costs are."""
-
-
-@pytest.mark.parametrize('gt_dtype', [torch.float16, torch.float32, torch.float64, torch.int32, torch.int64])
-@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int64])
-def test_boxes_of_every_dtype_are_compared_in_the_wider_one(dtype, gt_dtype):
-    boxes, gt_boxes = corners(9), corners(3, seed=1)  # whole numbers up to 105, which each dtype holds
-    meta = dict(img_shape=(100, 110))
-    terms = [*map(TASK_UTILS.build, COSTS_OF_BOXES), OtherIoU()]
-    gt = InstanceData(bboxes=gt_boxes.to(gt_dtype), labels=torch.tensor([0, 1, 2]))
-    batch = make_batch([InstanceData(bboxes=boxes.to(dtype), priors=boxes.to(dtype))], [gt], [meta])
-    found = batch_cost(terms, batch)
-    wide = make_batch([InstanceData(bboxes=boxes.double(), priors=boxes.double())], [gt], [meta])
-    assert found.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
-    torch.testing.assert_close(found.double(), batch_cost(terms, wide), rtol=1e-5, atol=1e-4)
-    assigner = build('HungarianAssigner', match_costs=dict(type='IoUCost'))
-    for name in ('bboxes', 'priors'):
-        result = assigner.assign(InstanceData(**{name: boxes.to(dtype)}), gt, {}, InstanceData(bboxes=gt.bboxes))
-        expected = assigner.assign(InstanceData(**{name: boxes}), InstanceData(bboxes=gt_boxes, labels=gt.labels), {})
-        assert torch.equal(result.gt_inds.clamp(min=0), expected.gt_inds)
-        torch.testing.assert_close(result.max_overlaps.float(), expected.max_overlaps)
-    for term in terms[2:6]:  # ours, called directly
-        one = term(InstanceData(bboxes=boxes.to(dtype), priors=boxes.to(dtype)), gt, meta)
-        torch.testing.assert_close(one.double(), batch_cost([term], wide)[0], rtol=1e-5, atol=1e-4)
-
-
-def test_scores_wider_than_boxes_are_compared_in_full():
-    scores = torch.randn(9, 4, dtype=torch.float64)
-    gt = InstanceData(bboxes=corners(3, seed=1), labels=torch.tensor([0, 1, 2]))
-    term = TASK_UTILS.build(dict(type='ClassificationCost'))
-    found = batch_cost([term], make_batch([InstanceData(bboxes=corners(9), scores=scores)], [gt]))
-    assert torch.equal(found[0], -scores.softmax(-1)[:, :3])
-
-
-# A box type (x1, y1, width, height), whose columns mean something else than xyxy.
-CornerSizeBoxes = type('CornerSizeBoxes', (BaseBoxes,), {'box_dim': 4, **dict.fromkeys(BaseBoxes.__abstractmethods__)})
-
-
-@pytest.fixture(scope='module')
-def corner_size_type():
-    register_box('corner_size', CornerSizeBoxes)
-
-    @register_box_converter('corner_size', 'hbox')
-    def convert(boxes):
-        return torch.cat([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], 1)
-
-    return lambda boxes: CornerSizeBoxes(torch.cat([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], 1))
-
-
-@pytest.mark.parametrize('name', ['HungarianAssigner', 'BalancedSinkhornAssigner', 'ClosestTargetAssigner'])
-@pytest.mark.parametrize('kind', ['HorizontalBoxes', 'another box type'])
-def test_mmdets_box_types_are_read_wherever_boxes_come_in(name, kind, corner_size_type):
-    wrap = HorizontalBoxes if kind == 'HorizontalBoxes' else corner_size_type
-    boxes, gt_boxes, crowd = corners(20), corners(3, seed=1), corners(2, seed=2)
-    terms = [*map(TASK_UTILS.build, COSTS_OF_BOXES), *([OtherIoU()] if kind == 'HorizontalBoxes' else [])]
-    assigner = build(name, match_costs=terms, background_cost=-0.2)
-    results, costs = [], []
-    for form in (torch.Tensor.clone, wrap):
-        pred = InstanceData(bboxes=form(boxes), priors=form(boxes + 2))
-        gt = InstanceData(bboxes=form(gt_boxes), labels=torch.tensor([0, 1, 2]))
-        ignored = InstanceData(bboxes=form(crowd))
-        results.append(assigner.assign(pred, gt, dict(img_shape=(100, 100)), ignored))
-        only_priors = InstanceData(priors=form(boxes))
-        results.append(build(name, match_costs=terms[0]).assign(only_priors, gt, {}, ignored))
-        batch = make_batch([pred], [gt], [dict(img_shape=(100, 100))], gt_instances_ignore=[ignored])
-        costs += [assigner.plan(batch)[1], *(term(pred, gt)[None] for term in terms[2:6])]
-    for found, expected in zip(results[2:], results):
-        assert torch.equal(found.gt_inds, expected.gt_inds) and (expected.gt_inds == -1).any()
-        assert torch.equal(found.max_overlaps, expected.max_overlaps) and expected.max_overlaps.max() > 0
-    assert all(torch.equal(found, expected) for found, expected in zip(costs[len(costs) // 2 :], costs))
 
 
 class AngleCost(BaseMatchCost):

@@ -5,6 +5,7 @@ import test_plan_heads as heads
 import torch
 from mmengine.structures import InstanceData
 
+from uotod_mmdet.assigners import match_batch
 from uotod_mmdet.costs import batch_cost, make_batch
 from uotod_mmdet.registry import TASK_UTILS
 
@@ -116,7 +117,10 @@ WRONG = {
     'integer boxes': (spoil(1, lambda x: x.detach().int()), 'bbox_preds.* must be a floating-point tensor'),
     'dimensions': (spoil(0, lambda x: x[0]), 'cls_scores.* must have shape'),
     'more dimensions': (spoil(1, lambda x: x[None]), 'bbox_preds.* must have shape'),
-    'channels': (spoil(0, lambda x: torch.cat([x, x], -1 if x.size(-1) == x.size(3) < 7 else 1)), 'must have shape'),
+    'channels, or images of DETR': (
+        spoil(0, lambda x: torch.cat([x, x], 1)),
+        'cls_scores.* must have shape|bbox_preds.* must have shape',
+    ),
     'images of one level': (spoil(1, lambda x: x[:, :1] if len(x) == 2 else x[:1]), 'bbox_preds.* must have shape'),
     'ground truths': (lambda g: {**g, 'gts': g['gts'][:2]}, 'batch_gt_instances must be a list .* 3 images'),
     'metas': (lambda g: {**g, 'metas': g['metas'] * 2}, 'batch_img_metas must be a list .* 3 images'),
@@ -124,7 +128,7 @@ WRONG = {
     'no img_shape': (lambda g: {**g, 'metas': [{}] * 3}, r"batch_img_metas\[0\] has no 'img_shape'"),
     'no boxes': (
         lambda g: {**g, 'gts': [InstanceData(labels=gt.labels) for gt in g['gts']]},
-        'batch_gt_instances.bboxes must have shape|needs bboxes|bboxes',
+        'batch_gt_instances.bboxes must have shape',
     ),
 }
 
@@ -158,3 +162,11 @@ def test_an_infinite_denoising_score_is_refused():
     scores[0, 0, 0] = torch.inf
     with pytest.raises(ValueError, match='DINOHead: dn_loss_cls.* all_layers_denoising_cls_scores holds'):
         head.loss_dn(scores, preds, *arguments)
+
+
+def test_nan_scores_are_named_where_mmdets_assigner_leaves_them_to_scipy():
+    assigner = TASK_UTILS.build(dict(type='HungarianAssigner', match_costs=[dict(type='ClassificationCost')]))
+    predictions, gts = images((4, 3))
+    predictions[0].scores[1] = torch.nan
+    with pytest.raises(ValueError, match='HungarianAssigner failed .* scores of predictions hold 3 NaN or infinite'):
+        match_batch(assigner, make_batch(predictions, gts))

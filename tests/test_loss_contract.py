@@ -133,21 +133,6 @@ def test_a_reduction_that_a_plan_cannot_heed_is_refused(head, argument, reductio
         MODELS.build({**config, 'type': f'uotod_mmdet.{head}'})
 
 
-@pytest.mark.parametrize(
-    'use_sigmoid, columns, what', [(True, 5, '5 classes'), (False, 6, '5 classes and the background')]
-)
-@pytest.mark.parametrize('head', ['RetinaHead', 'ATSSHead', 'ConditionalDETRHead'])
-def test_class_weights_of_a_wrong_length_are_refused_with_the_right_one(head, use_sigmoid, columns, what):
-    for length in (columns - 1, columns + 1, columns):
-        loss = dict(type='CrossEntropyLoss', use_sigmoid=use_sigmoid, class_weight=[1.0] * length)
-        config = {**head_config(head, loss_cls=loss), 'type': f'uotod_mmdet.{head}'}
-        if length == columns:
-            MODELS.build(config)
-            continue
-        with pytest.raises(ValueError, match=f'holds {length} .* give a list of {columns}, one for each of the {what}'):
-            MODELS.build(config)
-
-
 class SquaredDistance(nn.Module):
     """A third party's loss of mmdet's contract, with other names, that counts its calls."""
 

@@ -4,7 +4,6 @@ import pytest
 import torch
 from mmdet.models.task_modules.assigners import BaseAssigner
 from mmdet.registry import MODELS, TASK_UTILS
-from mmdet.structures.bbox import HorizontalBoxes
 from mmengine.structures import InstanceData
 from test_plan_heads import assert_same_losses, dense_outputs, detr_outputs, ground_truths, head_config
 
@@ -128,52 +127,3 @@ def test_what_a_third_partys_assigner_misses_is_named(kind, what):
     model.assigner = kind()
     with pytest.raises(ValueError, match=what):
         losses(model, *ground_truths(0, with_ignored=False))
-
-
-FORMS = {
-    'box types': lambda gt: InstanceData(bboxes=HorizontalBoxes(gt.bboxes), labels=gt.labels),
-    'float64 and int32': lambda gt: InstanceData(bboxes=gt.bboxes.double(), labels=gt.labels.int()),
-    'float16 and uint8': lambda gt: InstanceData(bboxes=gt.bboxes.half(), labels=gt.labels.byte()),
-    'int64 and int16': lambda gt: InstanceData(bboxes=gt.bboxes.long(), labels=gt.labels.short()),
-    'float labels of no objects': lambda gt: gt if len(gt) else InstanceData(bboxes=gt.bboxes, labels=torch.zeros(0)),
-}
-
-
-@pytest.mark.parametrize('form', FORMS)
-@pytest.mark.parametrize('head, name', [('RetinaHead', 'MaxIoUAssigner'), ('DETRHead', 'HungarianAssigner')])
-@pytest.mark.parametrize('prefix', ['', 'uotod_mmdet.'])
-def test_every_form_of_ground_truths_gives_the_losses_of_plain_tensors(head, name, prefix, form):
-    if prefix:
-        name = 'HungarianAssigner'
-    model = head_with(head, dict(type=prefix + name, **ARGUMENTS[name]))
-    gts, ignored, metas = ground_truths(0, with_ignored=True)
-    for gt in gts:
-        gt.bboxes = gt.bboxes.round()
-    expected = losses(model, gts, ignored, metas)
-    ignored = [InstanceData(bboxes=HorizontalBoxes(boxes.bboxes)) for boxes in ignored]
-    found = losses(model, [FORMS[form](gt) for gt in gts], ignored, metas)
-    for key, value in expected.items():
-        torch.testing.assert_close(found[key], value, msg=key)
-    nothing = losses(model, [FORMS[form](gt[:0]) for gt in gts], ignored, metas)
-    assert nothing['matched_mass'] == 0 and all(torch.isfinite(value).all() for value in nothing.values())
-
-
-def test_float_labels_are_named():
-    model = head_with('DETRHead', dict(type='HungarianAssigner', match_costs=COSTS))
-    gts, ignored, metas = ground_truths(0, with_ignored=False)
-    gts[0].labels = gts[0].labels.float()
-    with pytest.raises(TypeError, match='gt_instances.labels of image 0 .* must hold integers.* got torch.float32'):
-        losses(model, gts, ignored, metas)
-
-
-@pytest.mark.parametrize('head', ['RetinaHead', 'DETRHead', 'SSDHead'])
-@pytest.mark.parametrize('label', [5, -1])
-def test_a_label_that_is_no_foreground_class_is_named(head, label):
-    """num_classes=5: under a softmax label 5 is the background's column."""
-    loss_cls = dict(type='CrossEntropyLoss', use_sigmoid=False)
-    changes = {} if head == 'SSDHead' else dict(loss_cls=loss_cls)
-    model = MODELS.build({**head_config(head, **changes), 'type': f'uotod_mmdet.{head}'})
-    gts, ignored, metas = ground_truths(0, with_ignored=False)
-    gts[2].labels[0] = label
-    with pytest.raises(ValueError, match=f'labels holds .*{label}.*num_classes=5.* 0 to 4: count labels from 0'):
-        losses(model, gts, ignored, metas)

@@ -447,20 +447,22 @@ def test_expand_lists_the_pairs_of_a_plan_of_any_dtype(dtype):
     assert pairs.weight.tolist() == [1, 1] and pairs.background.tolist() == [0, 1, 0]
 
 
-def test_costs_may_be_summed_to_a_wider_or_a_strided_place():
+def test_costs_may_be_summed_to_a_strided_place_but_to_no_other_dtype():
     generator = torch.Generator().manual_seed(0)
     predictions = dict(bboxes=random_boxes(2, 5, generator=generator))
     truths = [InstanceData(bboxes=random_boxes(3, generator=generator), labels=torch.zeros(3, dtype=torch.long))] * 2
     batch = make_batch(predictions, truths, [dict(img_shape=(99, 99))] * 2)
     costs = [TASK_UTILS.build(COSTS_CONFIGS[name]) for name in ('giou', 'l1')]
     expected = batch_cost(costs, batch)
-    wide = torch.full((2, 5, 3), 7.0, dtype=torch.float64)
-    torch.testing.assert_close(batch_cost(costs, batch, wide), expected.double())
+    for other in (torch.full((2, 5, 3), 7.0, dtype=torch.float64), torch.full((2, 5, 3), 7)):
+        with pytest.raises(ValueError, match='out must'):
+            batch_cost(costs, batch, other)
+        assert other.eq(7).all()
     strided = torch.full((2, 3, 5), 7.0).transpose(1, 2)
     torch.testing.assert_close(batch_cost(costs, batch, strided), expected)
     one_mask = batch._replace(gt_mask=torch.tensor([[True, False, True]]))  # for both images
-    found = batch_cost(costs, one_mask)
-    torch.testing.assert_close(found, torch.where(one_mask.gt_mask[:, None], expected, 0))
+    with pytest.raises(ValueError, match='out must be torch.float32 of shape'):
+        batch_cost(costs, one_mask, torch.empty(2, 5, 3))
 
 
 @compiled

@@ -164,6 +164,16 @@ def _assign(assigner: Any, predictions: InstanceData, known: dict[str, Any]) -> 
             f'{type(assigner).__name__} reads what this head does not give ({error}): predictions hold '
             f'{", ".join(sorted(predictions.keys()))}, ground truths {", ".join(sorted(known["gt_instances"].keys()))}.'
         ) from error
+    except ValueError as error:  # scipy's, of costs that are not finite
+        sides = dict(predictions=predictions, gt_instances=known.get('gt_instances', {}))
+        for side, name, value in ((side, *field) for side, fields in sides.items() for field in fields.items()):
+            if isinstance(value, Tensor) and not value.isfinite().all():
+                raise ValueError(
+                    f'{type(assigner).__name__} failed ({error}): {name} of {side} hold '
+                    f'{int((~value.isfinite()).sum())} NaN or infinite of {value.numel()} entries. Usual causes: a '
+                    'model that has diverged (lower the learning rate, or clip gradients), or fp16 overflow.'
+                ) from error
+        raise
 
 
 def _num_level_priors(

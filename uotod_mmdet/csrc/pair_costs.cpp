@@ -133,7 +133,7 @@ class Costs {
         const float *scores = inputs_.scores + row * inputs_.classes;
         float few[8];
         if (inputs_.classes < 8) {
-            std::fill(few, few + 8, -1e30f);
+            std::fill(few, few + 8, -INFINITY);
             std::copy(scores, scores + inputs_.classes, few);
             scores = few;
         }
