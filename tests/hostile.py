@@ -44,7 +44,7 @@ from torch import Tensor  # noqa: E402
 
 import uotod_mmdet  # noqa: E402
 from uotod_mmdet import costs, losses, native, ot  # noqa: E402
-from uotod_mmdet.losses.pairs import expand  # noqa: E402
+from uotod_mmdet.plan import expand  # noqa: E402
 from uotod_mmdet.registry import MODELS, TASK_UTILS  # noqa: E402
 
 OURS = str(Path(uotod_mmdet.__file__).parent)

@@ -12,9 +12,8 @@ from mmengine.structures import InstanceData
 
 from uotod_mmdet.assigners import match_batch
 from uotod_mmdet.costs import make_batch
-from uotod_mmdet.losses.box_losses import box_losses
 from uotod_mmdet.losses.checks import box_limit
-from uotod_mmdet.losses.pairs import MIN_WEIGHT, expand, pair_losses
+from uotod_mmdet.plan import MIN_WEIGHT, box_losses, expand, pair_losses
 from uotod_mmdet.registry import MODELS, TASK_UTILS
 
 B, N, M, CLASSES = 3, 14, 4, 5

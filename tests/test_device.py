@@ -11,9 +11,9 @@ from mmengine.registry import init_default_scope
 from mmengine.structures import InstanceData
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
-from uotod_mmdet.losses.pairs import expand
 from uotod_mmdet.ops import deferred, native
 from uotod_mmdet.ot import sinkhorn
+from uotod_mmdet.plan import expand
 
 METAS = [dict(img_shape=(80, 100)), dict(img_shape=(70, 90))]
 

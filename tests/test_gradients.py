@@ -8,8 +8,7 @@ import torch
 from mmdet.models.losses import CrossEntropyLoss, FocalLoss, GIoULoss, L1Loss
 
 import uotod_mmdet.losses as ours
-from uotod_mmdet.losses.box_losses import box_losses
-from uotod_mmdet.losses.pairs import classification_losses, expand
+from uotod_mmdet.plan import box_losses, classification_losses, expand
 
 
 def gradients(loss, inputs):

@@ -10,7 +10,7 @@ from mmdet.registry import MODELS
 from test_plan_heads import DENSE, NUM_CLASSES, dense_outputs, detr_outputs, ground_truths, head_config, total
 from torch import nn
 
-from uotod_mmdet.losses.contract import check_box_loss, check_classification_loss
+from uotod_mmdet.plan import check_box_loss, check_classification_loss
 
 NAMES = sorted(
     name

@@ -17,19 +17,20 @@ from uotod_mmdet.assigners.hungarian import ONE_HOT
 from uotod_mmdet.costs import batch_cost, make_batch
 from uotod_mmdet.costs.pairwise import COSTS
 from uotod_mmdet.losses import DistributionFocalLoss
-from uotod_mmdet.losses.box_losses import BOX_LOSSES, box_losses
 from uotod_mmdet.losses.focal_sum import FOCAL_LOSSES
-from uotod_mmdet.losses.pairs import (
+from uotod_mmdet.ops import native
+from uotod_mmdet.ot import assignment, sinkhorn
+from uotod_mmdet.plan import (
+    BOX_LOSSES,
     EXPAND,
     SOFTMAX_LOSSES,
     STATISTICS,
     SUM_GROUPS,
+    box_losses,
     classification_losses,
     expand,
     plan_statistics,
 )
-from uotod_mmdet.ops import native
-from uotod_mmdet.ot import assignment, sinkhorn
 
 compiled = pytest.mark.skipif(native.library is None, reason='no compiled part was built')
 BY_TORCH = ('test_sinkhorn.py', 'test_costs.py', 'test_losses.py')

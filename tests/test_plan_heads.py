@@ -11,7 +11,7 @@ from mmengine.hub import get_config
 from mmengine.registry import init_default_scope
 from mmengine.structures import InstanceData
 
-from uotod_mmdet.losses.pairs import classification_losses, expand, pair_losses
+from uotod_mmdet.plan import classification_losses, expand, pair_losses
 
 NUM_CLASSES = 5
 CONFIGS = {

@@ -15,7 +15,7 @@ from torch import Tensor
 from uotod_mmdet.arguments import number, switch
 from uotod_mmdet.costs.boxes import float_boxes, ignored_boxes
 from uotod_mmdet.costs.pairwise import BOX_SOURCES, Batch, batch_cost, make_batch, zero_padding
-from uotod_mmdet.ops.deferred import act_if
+from uotod_mmdet.ops import act_if
 from uotod_mmdet.registry import TASK_UTILS
 
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from uotod_mmdet.arguments import number
 from uotod_mmdet.costs import Batch, batch_cost
-from uotod_mmdet.ops.deferred import host_may_wait
+from uotod_mmdet.ops import host_may_wait
 from uotod_mmdet.registry import TASK_UTILS
 
 from .sinkhorn import BalancedSinkhornAssigner

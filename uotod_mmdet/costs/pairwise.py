@@ -10,7 +10,7 @@ from mmdet.structures.bbox import BaseBoxes, HorizontalBoxes, bbox_overlaps, bbo
 from mmengine.structures import InstanceData
 from torch import Tensor
 
-from uotod_mmdet.ops.deferred import act_if, host_may_wait, to_device_of
+from uotod_mmdet.ops import act_if, host_may_wait, to_device_of
 from uotod_mmdet.ops.native import Kernel
 
 from .boxes import as_tensor

@@ -6,38 +6,44 @@
 
 namespace {
 
+// The logarithm of a sum of exponentials in two parts, as one float would lose the second beside a large first.
+struct LogSum {
+    float largest, rest;
+};
+
 // NaN or inf where an entry is.
-inline float log_sum_exp(const float *x, int64_t columns) {
+inline LogSum log_sum_exp(const float *x, int64_t columns) {
     const int64_t whole = columns / 8 * 8;
-    const f8 rest = load_rest(x, columns, -1e30f);
+    const f8 rest = load_rest(x, columns, -INFINITY);
     f8 most = rest, total = {};
     for (int64_t c = 0; c < whole; c += 8) most = max8(load(x + c), most);
     const float largest = largest8(most);
     for (int64_t c = 0; c < whole; c += 8) total += exp8(load(x + c) - largest);
     if (whole < columns) total += exp8(rest - largest);
-    return largest + std::log(sum8(total));
+    return {largest, std::log(sum8(total))};
 }
 
 // to = scale * exp(x - log_sum)
-inline void write_softmax(const float *x, int64_t columns, float log_sum, float scale, float *to) {
+inline void write_softmax(const float *x, int64_t columns, LogSum log_sum, float scale, float *to) {
     const int64_t whole = columns / 8 * 8;
-    for (int64_t c = 0; c < whole; c += 8) store(to + c, scale * exp8(load(x + c) - log_sum));
+    const auto of = [=](f8 logits) { return scale * exp8((logits - log_sum.largest) - log_sum.rest); };
+    for (int64_t c = 0; c < whole; c += 8) store(to + c, of(load(x + c)));
     if (whole == columns) return;
     if (columns >= 8) {
-        store(to + columns - 8, scale * exp8(load(x + columns - 8) - log_sum));
+        store(to + columns - 8, of(load(x + columns - 8)));
         return;
     }
-    const f8 rest = scale * exp8(load_rest(x, columns, 0.0f) - log_sum);
+    const f8 rest = of(load_rest(x, columns, 0.0f));
     for (int64_t c = 0; c < columns; ++c) to[c] = rest[c];
 }
 
 }  // namespace
 
 // Softmax cross-entropy. Row i of scores (rows, columns) has label `background` with weight of_background[i], and the
-// labels of its pairs with theirs. Writes its loss and the logarithm of the sum of its exponentials.
+// labels of its pairs with theirs. Writes its loss and the logarithm of the sum of its exponentials, (rows, 2).
 extern "C" int uotod_softmax_rows(const float *scores, int64_t rows, int64_t columns, int64_t background,
                                     const float *of_background, const int64_t *pair_rows, const int64_t *labels,
-                                    const float *weights, int64_t pairs, float *losses, float *log_sums,
+                                    const float *weights, int64_t pairs, float *losses, LogSum *log_sums,
                                     int threads) {
     if (!inside(pair_rows, pairs, rows, true) || !inside(labels, pairs, columns) || background < 0 ||
         background >= columns)
@@ -47,12 +53,13 @@ extern "C" int uotod_softmax_rows(const float *scores, int64_t rows, int64_t col
         const int64_t last = rows * (part + 1) / threads;
         int64_t row = rows * part / threads, pair = first_pair(pair_rows, pairs, row);
         for (; row < last; ++row) {
-            const float *x = scores + row * columns, log_sum = log_sum_exp(x, columns);
-            log_sums[row] = log_sum;
+            const float *x = scores + row * columns;
+            const LogSum log_sum = log_sums[row] = log_sum_exp(x, columns);
+            const auto of = [=](int64_t label) { return (log_sum.largest - x[label]) + log_sum.rest; };
             // A weight of 0 leaves a logit of -inf out.
-            float loss = of_background[row] != 0 ? of_background[row] * (log_sum - x[background]) : 0.0f;
+            float loss = of_background[row] != 0 ? of_background[row] * of(background) : 0.0f;
             for (; pair < pairs && pair_rows[pair] == row; ++pair)
-                if (weights[pair] != 0) loss += weights[pair] * (log_sum - x[labels[pair]]);
+                if (weights[pair] != 0) loss += weights[pair] * of(labels[pair]);
             losses[row] = loss;
         }
     }
@@ -62,7 +69,7 @@ extern "C" int uotod_softmax_rows(const float *scores, int64_t rows, int64_t col
 // Its gradient, scaled by grad[i * stride] in row i.
 extern "C" int uotod_softmax_rows_gradient(const float *scores, int64_t rows, int64_t columns, int64_t background,
                                       const float *of_background, const int64_t *pair_rows, const int64_t *labels,
-                                      const float *weights, int64_t pairs, const float *log_sums, const float *grad,
+                                      const float *weights, int64_t pairs, const LogSum *log_sums, const float *grad,
                                       int64_t stride, float *gradient, int threads) {
     if (!inside(pair_rows, pairs, rows, true) || !inside(labels, pairs, columns) || background < 0 ||
         background >= columns)

@@ -13,9 +13,16 @@ from torch import Tensor
 from uotod_mmdet.assigners import check_assigner, match_batch, reads_predicted_boxes
 from uotod_mmdet.costs import make_batch
 from uotod_mmdet.losses.checks import check_finite, full_precision
-from uotod_mmdet.losses.contract import check_box_loss, check_classification_loss
-from uotod_mmdet.losses.pairs import MIN_WEIGHT, Pairs, check_min_weight, expand, plan_statistics
-from uotod_mmdet.ops.deferred import act_if
+from uotod_mmdet.ops import act_if
+from uotod_mmdet.plan import (
+    MIN_WEIGHT,
+    Pairs,
+    check_box_loss,
+    check_classification_loss,
+    check_min_weight,
+    expand,
+    plan_statistics,
+)
 
 from .checks import check_floats, check_gt_bboxes, check_images
 

@@ -16,18 +16,20 @@ from torch import Tensor
 
 from uotod_mmdet.assigners import check_assigner, match_batch
 from uotod_mmdet.costs import make_batch
-from uotod_mmdet.losses.box_losses import box_losses
 from uotod_mmdet.losses.checks import check_finite, full_precision
-from uotod_mmdet.losses.contract import SOFTMAX, check_box_loss, check_classification_loss
-from uotod_mmdet.losses.pairs import (
+from uotod_mmdet.ops import to_device_of
+from uotod_mmdet.plan import (
     MIN_WEIGHT,
+    SOFTMAX,
+    box_losses,
+    check_box_loss,
+    check_classification_loss,
     check_min_weight,
     classification_losses,
+    copies_no_rows,
     expand,
-    lists_any_pairs,
     plan_statistics,
 )
-from uotod_mmdet.ops.deferred import to_device_of
 from uotod_mmdet.registry import MODELS
 
 from .checks import check_floats, check_gt_bboxes, check_images, check_pair_boxes
@@ -149,7 +151,7 @@ class DETRHead(mmdet.models.dense_heads.DETRHead):
             )
             check_gt_bboxes(name, batch)
             check_pair_boxes(name, batch.gt_bboxes, bbox_preds=boxes)
-            pairs = expand(match_batch(self.assigner, batch), self.min_weight, few=not lists_any_pairs(self.loss_cls))
+            pairs = expand(match_batch(self.assigner, batch), self.min_weight, few=not copies_no_rows(self.loss_cls))
 
             def by_layer(values: Tensor) -> Tensor:
                 return values.view(num_layers, -1).sum(1)

@@ -12,8 +12,7 @@ from mmengine.structures import InstanceData
 from torch import Tensor
 
 from uotod_mmdet.ops import act_if
-from uotod_mmdet.losses.contract import ROWS, check_loss
-from uotod_mmdet.losses.pairs import classification_losses, pair_losses
+from uotod_mmdet.plan import ROWS, check_loss, classification_losses, pair_losses
 from uotod_mmdet.registry import MODELS
 
 from .checks import check_pair_boxes

@@ -10,7 +10,7 @@ from mmdet.utils import reduce_mean
 from mmengine.structures import InstanceData
 from torch import Tensor
 
-from uotod_mmdet.losses.pairs import classification_losses, pair_losses
+from uotod_mmdet.plan import classification_losses, pair_losses
 from uotod_mmdet.registry import MODELS
 
 from .checks import check_pair_boxes

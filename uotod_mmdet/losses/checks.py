@@ -12,7 +12,7 @@ import torch
 from mmdet.models.losses.utils import weight_reduce_loss
 from torch import Tensor
 
-from uotod_mmdet.ops.deferred import act_if
+from uotod_mmdet.ops import act_if
 
 REDUCTIONS = ('none', 'mean', 'sum')
 

@@ -12,9 +12,20 @@ from torch import Tensor, nn
 from uotod_mmdet.arguments import number, switch
 from uotod_mmdet.assigners import match_batch
 from uotod_mmdet.costs import as_labels, make_batch, pad
+from uotod_mmdet.plan import (
+    MIN_WEIGHT,
+    Pairs,
+    box_losses,
+    check_box_loss,
+    check_class_weight,
+    check_classification_loss,
+    check_min_weight,
+    classification_losses,
+    expand,
+    plan_statistics,
+)
 from uotod_mmdet.registry import MODELS, TASK_UTILS
 
-from .box_losses import box_losses
 from .checks import (
     beyond_limit,
     box_limit,
@@ -23,15 +34,6 @@ from .checks import (
     check_tensor,
     explain_boxes,
     full_precision,
-)
-from .contract import check_box_loss, check_class_weight, check_classification_loss
-from .pairs import (
-    MIN_WEIGHT,
-    Pairs,
-    check_min_weight,
-    classification_losses,
-    expand,
-    plan_statistics,
 )
 
 NAME = 'DetectionLoss'

@@ -71,7 +71,9 @@ def distribution_focal_loss(
     rows = torch.arange(len(logits), device=logits.device)[:, None].expand(-1, 2).flatten()
     labels = torch.stack([left, (left + 1).clamp(max=reg_max)], 1).flatten()
     # Cross-entropy with the two bins beside the target.
-    loss = softmax_rows(logits, 0, logits.new_zeros(len(logits)), rows, labels, torch.stack([1 - share, share], 1).flatten())
+    loss = softmax_rows(
+        logits, 0, logits.new_zeros(len(logits)), rows, labels, torch.stack([1 - share, share], 1).flatten()
+    )
     return reduce_and_check(NAME, loss, pred, weight, reduction, avg_factor, faults)
 
 

@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from uotod_mmdet.arguments import number, switch
+from uotod_mmdet.ops import pays_in_blocks
+from uotod_mmdet.plan import Reading, faster_quality, quality_focal_rows
 from uotod_mmdet.registry import MODELS
 
 from .checks import (
@@ -23,7 +25,7 @@ from .checks import (
     reduce_and_check,
     span,
 )
-from .focal_sum import focal_sum, in_blocks, nonzero_entries, row_factor, softplus
+from .rows import nonzero_entries, row_factor
 
 NAME = 'QualityFocalLoss'
 FORMS = 'target is a pair (label, score) of shapes (N,), (N,), or a tensor of soft targets, shaped like pred.'
@@ -76,7 +78,7 @@ def quality_focal_loss(
     else:
         label, score = _label_and_score(x, target, faults)
 
-    if not activated and in_blocks(x):
+    if not activated and pays_in_blocks(x):
         index, quality = nonzero_entries(target) if label is None else _foreground_entries(label, score, x.size(1))
         factor = row_factor(weight, reduction, avg_factor, x, len(x))
         rows = quality_focal_rows(x, index, quality.to(x.dtype), factor, beta)
@@ -98,27 +100,6 @@ def quality_focal_loss(
         distance = distance.abs()
     loss = (entropy * distance.pow(beta)).sum(1)
     return reduce_and_check(NAME, loss, pred, weight, reduction, avg_factor, faults)
-
-
-def quality_focal_rows(logits: Tensor, index: Tensor, quality: Tensor, row_weight: Tensor, beta: float) -> Tensor:
-    """Weighted Quality Focal Loss of each row, (N,), where all but some entries have the target 0.
-
-    Args:
-        logits: (N, C), float32 or float64.
-        index: Entries of the flattened logits that have a quality, each once, (K,).
-        quality: Their targets, (K,).
-        row_weight: (N,).
-        beta: Exponent of the modulating factor.
-    """
-    weight = row_weight[index.div(logits.size(1), rounding_mode='floor')]
-
-    def entry_losses(x: Tensor) -> Tensor:
-        distance = quality - x.sigmoid()
-        if beta % 2:  # an even power needs no absolute value
-            distance = distance.abs()
-        return weight * distance.pow(beta) * (softplus(x) - x * quality)
-
-    return focal_sum(logits, beta, 1.0, row_weight, index, entry_losses)
 
 
 def _label_and_score(pred: Tensor, target: Sequence[Tensor], faults: list[Fault]) -> tuple[Tensor, Tensor]:
@@ -193,6 +174,8 @@ class QualityFocalLoss(mmdet.models.losses.QualityFocalLoss):
         loss_weight (float): Factor of the loss. Defaults to 1.0.
         activated (bool): Whether predictions are probabilities. Defaults to False.
     """
+
+    plan_reading = Reading(target='quality', faster=faster_quality)
 
     def __init__(
         self,

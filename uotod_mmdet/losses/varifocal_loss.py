@@ -8,6 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from uotod_mmdet.arguments import number, switch
+from uotod_mmdet.ops import pays_in_blocks
+from uotod_mmdet.plan import Reading, faster_varifocal, varifocal_rows
 from uotod_mmdet.registry import MODELS
 
 from .checks import (
@@ -22,7 +24,7 @@ from .checks import (
     reduce_and_check,
     span,
 )
-from .focal_sum import focal_sum, in_blocks, nonzero_entries, row_factor, softplus
+from .rows import nonzero_entries, row_factor
 
 NAME = 'VarifocalLoss'
 
@@ -72,7 +74,7 @@ def varifocal_loss(
 
     logits = full_precision(pred)
     by_row = _by_row(weight, pred)
-    if by_row and reduction != 'none' and pred.dim() == 2 and in_blocks(pred) and not target.requires_grad:
+    if by_row and reduction != 'none' and pred.dim() == 2 and pays_in_blocks(pred) and not target.requires_grad:
         index, quality = nonzero_entries(target)
         weight_of_rows = weight.flatten() if isinstance(weight, Tensor) else weight
         factor = row_factor(weight_of_rows, reduction, avg_factor, logits, logits.numel())
@@ -93,33 +95,6 @@ def _by_row(weight: Optional[Union[float, Tensor]], pred: Tensor) -> bool:
     return not isinstance(weight, Tensor) or weight.numel() == 1 or weight.shape == (*pred.shape[:1], 1)
 
 
-def varifocal_rows(
-    logits: Tensor,
-    index: Tensor,
-    quality: Tensor,
-    row_weight: Tensor,
-    alpha: float,
-    gamma: float,
-    iou_weighted: bool,
-) -> Tensor:
-    """Weighted Varifocal Loss of each row, (N,), where all but some entries have no quality.
-
-    Args:
-        logits: (N, C), float32 or float64.
-        index: Entries of the flattened logits that have a quality, each once, (K,).
-        quality: Their qualities, > 0, (K,).
-        row_weight: (N,).
-        alpha, gamma, iou_weighted: See :func:`varifocal_loss`.
-    """
-    weight = row_weight[index.div(logits.size(1), rounding_mode='floor')]
-    focal = quality if iou_weighted else 1.0
-
-    def entry_losses(x: Tensor) -> Tensor:
-        return weight * focal * (softplus(x) - x * quality)
-
-    return focal_sum(logits, gamma, alpha, row_weight, index, entry_losses)
-
-
 @MODELS.register_module()
 class VarifocalLoss(mmdet.models.losses.VarifocalLoss):
     """mmdet's VarifocalLoss with the same arguments, and input checks; see :func:`varifocal_loss`.
@@ -132,6 +107,8 @@ class VarifocalLoss(mmdet.models.losses.VarifocalLoss):
         reduction (str): 'none', 'mean' or 'sum'. mmdet's heads need 'mean'. Defaults to 'mean'.
         loss_weight (float): Factor of the loss. Defaults to 1.0.
     """
+
+    plan_reading = Reading(target='quality', weight='entry', faster=faster_varifocal)
 
     def __init__(
         self,

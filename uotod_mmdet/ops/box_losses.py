@@ -126,7 +126,7 @@ def _save(ctx: Any, inputs: tuple, output: Tensor) -> None:
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple:
-    return box_losses_gradient_op(*ctx.saved_tensors, ctx.scale, ctx.eps, grad), *[None] * 8
+    return box_losses_gradient_op(*ctx.saved_tensors, ctx.scale, ctx.eps, grad.resolve_neg()), *[None] * 8
 
 
 register_fake(box_losses_op, lambda *inputs: torch.empty_like(inputs[6]))

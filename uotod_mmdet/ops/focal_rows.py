@@ -70,7 +70,12 @@ def focal_rows(
 
 @op
 def focal_rows_op(
-    logits: Tensor, gamma: float, row_weight: Tensor, index: Tensor, entry_losses: Tensor, entry_slopes: Optional[Tensor]
+    logits: Tensor,
+    gamma: float,
+    row_weight: Tensor,
+    index: Tensor,
+    entry_losses: Tensor,
+    entry_slopes: Optional[Tensor],
 ) -> tuple[Tensor, Tensor]:
     """The losses (N,) and, where ``entry_slopes`` are given, the gradient of their sum by the logits (N, C), else ()."""
     rows, columns = logits.shape
@@ -101,7 +106,12 @@ def focal_rows_op(
 
 
 def _outputs_like(
-    logits: Tensor, gamma: float, row_weight: Tensor, index: Tensor, entry_losses: Tensor, entry_slopes: Optional[Tensor]
+    logits: Tensor,
+    gamma: float,
+    row_weight: Tensor,
+    index: Tensor,
+    entry_losses: Tensor,
+    entry_slopes: Optional[Tensor],
 ) -> tuple[Tensor, Tensor]:
     shape = (0,) if entry_slopes is None else logits.shape
     return logits.new_empty(len(logits)), logits.new_empty(shape)

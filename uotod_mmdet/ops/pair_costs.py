@@ -101,9 +101,7 @@ def pair_costs_op(
     if KERNEL.takes(**arguments):
         table = torch.tensor(terms, dtype=torch.float64).view(-1, 6)
         return whole, torch.tensor(KERNEL(terms=table, **arguments) == 0)
-    total = sum(
-        (_term(CostTerm(KINDS[int(kind)], *rest), inputs) for kind, *rest in terms), torch.zeros_like(cost)
-    )
+    total = sum((_term(CostTerm(KINDS[int(kind)], *rest), inputs) for kind, *rest in terms), torch.zeros_like(cost))
     real = gt_mask[:, None] if pred_mask is None else gt_mask[:, None] & pred_mask[:, :, None]
     cost.copy_(torch.where(real, total, 0))
     return whole, cost.sum().isfinite()

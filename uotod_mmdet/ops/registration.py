@@ -16,7 +16,11 @@ def op(function: Callable) -> Callable:
     The function chooses between the compiled kernel and the torch reference by itself. Its annotations are the schema;
     it changes no input, and no output shares memory with an input or with another output.
     """
-    return torch.library.custom_op(f'{NAMESPACE}::{function.__name__}', function, mutates_args=()) if HAS_CUSTOM_OPS else _Plain(function)
+    return (
+        torch.library.custom_op(f'{NAMESPACE}::{function.__name__}', function, mutates_args=())
+        if HAS_CUSTOM_OPS
+        else _Plain(function)
+    )
 
 
 def register_fake(registered: Any, function: Callable) -> None:

@@ -142,7 +142,7 @@ def sinkhorn_reference(
         if not read:
             f, g = choose(moving, problem.log_steps(f, g, 1), (f, g))
             state = None
-        state = problem.scaling(a, b, f, g) if state is None else state
+        state = problem.scaling(f, g) if state is None else state
         state, changes, scalings = state.steps(problem, steps if read else max(steps - 1, 1))
         new, held = state.potentials(), scalings < limit  # False where NaN, too
         if read:

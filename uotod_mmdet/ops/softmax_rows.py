@@ -15,9 +15,9 @@ from .registration import op, register_autograd, register_fake
 _ARGUMENTS = (
     'scores: f32[N C], N, C, label: int, label_weight: f32[N], rows: i64[K], labels: i64[K], weights: f32[K], K, '
 )
-KERNEL = Kernel('uotod_softmax_rows', _ARGUMENTS + 'losses: f32[N], log_sums: f32[N]')
+KERNEL = Kernel('uotod_softmax_rows', _ARGUMENTS + 'losses: f32[N], log_sums: f32[N 2]')
 GRADIENT_KERNEL = Kernel(
-    'uotod_softmax_rows_gradient', _ARGUMENTS + 'log_sums: f32[N], grad: f32[N]~, grad.stride, gradient: f32[N C]'
+    'uotod_softmax_rows_gradient', _ARGUMENTS + 'log_sums: f32[N 2], grad: f32[N]~, grad.stride, gradient: f32[N C]'
 )
 
 
@@ -47,10 +47,10 @@ def softmax_rows(
 def softmax_rows_op(
     scores: Tensor, label: int, label_weight: Tensor, rows: Tensor, labels: Tensor, weights: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """The losses and the logarithms of the sums of exponentials, (N,)."""
+    """The losses (N,), and the logarithms of the sums of exponentials in two summands, largest first, (N, 2)."""
     given = dict(scores=scores, label_weight=label_weight, rows=rows, labels=labels, weights=weights)
     if KERNEL.takes(**given):
-        losses, log_sums = torch.empty_like(label_weight), torch.empty_like(label_weight)
+        losses, log_sums = torch.empty_like(label_weight), scores.new_empty(len(scores), 2)
         KERNEL(**given, label=label, losses=losses, log_sums=log_sums)
         return losses, log_sums
     return _reference(scores, label, label_weight, rows, labels, weights)
@@ -59,11 +59,13 @@ def softmax_rows_op(
 def _reference(
     scores: Tensor, label: int, label_weight: Tensor, rows: Tensor, labels: Tensor, weights: Tensor
 ) -> tuple[Tensor, Tensor]:
-    log_sums = scores.logsumexp(1)
-    own, common = log_sums[rows] - scores[rows, labels], log_sums - scores[:, label]
+    largest = scores.detach().amax(1)
+    rest = (scores - largest[:, None]).exp().sum(1).log()
+    own = (largest[rows] - scores[rows, labels]) + rest[rows]
+    common = (largest - scores[:, label]) + rest
     # A weight of 0 leaves a logit of -inf out.
     losses = torch.where(label_weight == 0, 0, label_weight * common)
-    return losses.index_add(0, rows, torch.where(weights == 0, 0, weights * own)), log_sums
+    return losses.index_add(0, rows, torch.where(weights == 0, 0, weights * own)), torch.stack([largest, rest], 1)
 
 
 @op
@@ -85,7 +87,7 @@ def softmax_rows_gradient_op(
         GRADIENT_KERNEL(**given, label=label, gradient=gradient)
         return gradient
     mass = label_weight.index_add(0, rows, weights)
-    gradient = (scores - log_sums[:, None]).exp_().mul_((grad * mass)[:, None])
+    gradient = (scores - log_sums[:, :1]).sub_(log_sums[:, 1:]).exp_().mul_((grad * mass)[:, None])
     gradient[:, label] -= grad * label_weight
     return gradient.index_put_((rows, labels), -grad[rows] * weights, accumulate=True)
 
@@ -97,9 +99,9 @@ def _save(ctx: Any, inputs: tuple, output: tuple) -> None:
 
 def _backward(ctx: Any, grad: Tensor, _: Any) -> tuple:
     scores, *others = ctx.saved_tensors
-    return softmax_rows_gradient_op(scores, ctx.label, *others, grad), None, None, None, None, None
+    return softmax_rows_gradient_op(scores, ctx.label, *others, grad.resolve_neg()), None, None, None, None, None
 
 
-register_fake(softmax_rows_op, lambda scores, *_: (scores.new_empty(len(scores)), scores.new_empty(len(scores))))
+register_fake(softmax_rows_op, lambda scores, *_: (scores.new_empty(len(scores)), scores.new_empty(len(scores), 2)))
 register_fake(softmax_rows_gradient_op, lambda scores, *_: torch.empty_like(scores))
 register_autograd(softmax_rows_op, _backward, _save)

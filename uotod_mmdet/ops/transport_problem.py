@@ -36,7 +36,11 @@ class Problem(NamedTuple):
         # Where costs are not many times reg, their own precision is enough for the exponents, too.
         if cost.dtype != torch.float64 and not (read and log_kernel.abs().amax() < EXACT_BELOW):
             log_kernel = cost.double() / -reg[:, None, None]
-        return Problem(log_kernel, a.double().log(), b.double().log(), rho_a, rho_b, cost.dtype)
+        log_a, log_b = a.double().log(), b.double().log()
+        # Where one side has no mass at all, the other one has nowhere to go.
+        nothing = (log_a.amax(1).isneginf() | log_b.amax(1).isneginf())[:, None]
+        log_a, log_b = log_a.masked_fill(nothing, -math.inf), log_b.masked_fill(nothing, -math.inf)
+        return Problem(log_kernel, log_a, log_b, rho_a, rho_b, cost.dtype)
 
     def plan(self, f: Tensor, g: Tensor) -> Tensor:
         """The plan of the dual potentials f (B, N) and g (B, K), in the precision of the cost."""
@@ -51,10 +55,10 @@ class Problem(NamedTuple):
         g = -(self.log_kernel + f[:, :, None]).amax(1)
         return f.double(), g.masked_fill(self.log_b.isneginf() | g.isinf(), -math.inf).double()
 
-    def scaling(self, a: Tensor, b: Tensor, f: Tensor, g: Tensor) -> 'Scaling':
+    def scaling(self, f: Tensor, g: Tensor) -> 'Scaling':
         """The iteration on the kernel of f and g."""
         kernel = self.plan(f, g)
-        masses = a.to(self.dtype), b.to(self.dtype)
+        masses = self.log_a.exp().to(self.dtype), self.log_b.exp().to(self.dtype)
         return Scaling(kernel, kernel.transpose(1, 2).contiguous(), *masses, *map(torch.ones_like, masses), f, g)
 
     def error(self, f: Tensor, g: Tensor) -> Tensor:
@@ -139,15 +143,15 @@ def check_values(cost: Tensor, a: Tensor, b: Tensor, reg: Tensor, rho_a: Tensor,
             bad = int((~values.isfinite()).sum())
             if bad:
                 raise ValueError(f'{name} holds {bad} NaN or infinite of {values.numel()} entries')
+        if not ((reg > 0) & reg.isfinite()).all():
+            raise ValueError(f'reg must be positive and finite, got {reg.tolist()}')
         for name, values in (('a', a), ('b', b), ('reg_a', rho_a), ('reg_b', rho_b)):
             if not (values >= 0).all():
                 raise ValueError(f'{name} must not be negative or NaN, got {values.min().item():g}')
-        if not ((reg > 0) & reg.isfinite()).all():
-            raise ValueError(f'reg must be positive and finite, got {reg.tolist()}')
         units = (cost.abs().amax((1, 2)).double() / reg).max().item()
         raise ValueError(
-            f'reg is too small for the cost, whose largest entry is {units:.3g} times reg: in float64 a plan is precise '
-            f'below {PRECISE_BELOW:.0e}. Take a larger reg, or HungarianAssigner, the limit of a small reg'
+            f'reg is too small for the cost, whose largest entry is {units:.3g} times reg: in float64 a plan is '
+            f'precise below {PRECISE_BELOW:.0e}. Take a larger reg, or HungarianAssigner, the limit of a small reg'
         )
 
     good = [(mass >= 0).all() & mass.sum().isfinite() for mass in (a, b)]

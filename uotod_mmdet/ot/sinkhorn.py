@@ -131,8 +131,30 @@ def whole_number(name: str, value: float, least: int = 1) -> int:
     return whole
 
 
+def _number_of_each(name: str, value: Union[float, Tensor], batch: int) -> Union[float, Tensor]:
+    """The number, or the tensor of one for each of ``batch`` problems.
+
+    Raises:
+        TypeError: If it is neither.
+        ValueError: If the tensor has another shape. Ranges are checked with the costs.
+    """
+    if type(value) in (int, float):
+        return float(value)
+    if not isinstance(value, Tensor):
+        return number(name, value, infinite=True)
+    if value.shape not in ((), (1,), (batch,)) or value.is_complex():
+        raise ValueError(
+            f'{name} must be a number or a real tensor of shape ({batch},), one for each problem, got {value.dtype} of '
+            f'shape {tuple(value.shape)}'
+        )
+    return value
+
+
 def _check_shapes(cost: Tensor, a: Tensor, b: Tensor) -> int:
     """Size of the batch; see :func:`sinkhorn`."""
+    for name, values in (('cost', cost), ('a', a), ('b', b)):
+        if not isinstance(values, Tensor):
+            raise TypeError(f'{name} must be a tensor, got {type(values).__name__}')
     if cost.dtype not in (torch.float32, torch.float64) or cost.dim() != 3:
         raise ValueError(
             f'cost must be float32 or float64 of shape (B, N, K), got {cost.dtype} of shape {tuple(cost.shape)}'

@@ -10,8 +10,9 @@ import re
 from typing import Any
 
 import torch
-from mmdet.models.losses import QualityFocalLoss, VarifocalLoss
 from torch import Tensor, nn
+
+from .classification import reading_of, sum_by_row
 
 ROWS = 6
 SIGMOID = 'FocalLoss, QualityFocalLoss, VarifocalLoss and CrossEntropyLoss, with use_sigmoid=True'
@@ -20,11 +21,6 @@ BOX_LOSSES = (
     'L1Loss, SmoothL1Loss, BalancedL1Loss, MSELoss, IoULoss, BoundedIoULoss, GIoULoss, DIoULoss, CIoULoss, EIoULoss '
     'and SIoULoss'
 )
-
-
-def sum_by_row(losses: Tensor) -> Tensor:
-    """Sum what a loss without reduction gives over all but the rows."""
-    return losses.flatten(1).sum(1) if losses.dim() > 1 else losses
 
 
 def check_classification_loss(owner: str, loss: nn.Module, num_classes: int, columns: int) -> None:
@@ -45,10 +41,11 @@ def check_classification_loss(owner: str, loss: nn.Module, num_classes: int, col
     pred = torch.linspace(0.1, 0.9, ROWS * columns).view(columns, ROWS).t().contiguous()
     weight = torch.linspace(0.5, 1.5, ROWS)
     target = labels
-    if isinstance(loss, (QualityFocalLoss, VarifocalLoss)):
+    reading = reading_of(loss)
+    weight = weight if reading.weight == 'row' else weight[:, None]
+    if reading.target == 'quality':
         target = torch.zeros_like(pred)
         target[torch.arange(ROWS - 1), labels[:-1].clamp(max=columns - 1)] = 0.7
-        weight = weight[:, None] if isinstance(loss, VarifocalLoss) else weight
     check_loss(owner, 'loss_cls', loss, pred, target, weight, SIGMOID if columns == num_classes else SOFTMAX)
 
 

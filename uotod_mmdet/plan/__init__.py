@@ -1,0 +1,43 @@
+"""A plan as weighted pairs, and any loss on these pairs."""
+
+from . import known_classification  # declares how mmdet's losses read a plan
+from .classification import Reading, Rows, classification_losses, copies_no_rows, declare_reading, reading_of
+from .contract import (
+    ROWS,
+    SOFTMAX,
+    check_box_loss,
+    check_class_weight,
+    check_classification_loss,
+    check_loss,
+)
+from .known_classification import faster_quality, faster_varifocal, quality_focal_rows, varifocal_rows
+from .localisation import box_losses, pair_losses
+from .pairs import MIN_WEIGHT, Pairs, check_min_weight, expand
+from .statistics import plan_statistics
+
+__all__ = [
+    'MIN_WEIGHT',
+    'ROWS',
+    'SOFTMAX',
+    'Pairs',
+    'Reading',
+    'Rows',
+    'box_losses',
+    'check_box_loss',
+    'check_class_weight',
+    'check_classification_loss',
+    'check_loss',
+    'check_min_weight',
+    'classification_losses',
+    'copies_no_rows',
+    'declare_reading',
+    'expand',
+    'faster_quality',
+    'faster_varifocal',
+    'known_classification',
+    'pair_losses',
+    'plan_statistics',
+    'quality_focal_rows',
+    'reading_of',
+    'varifocal_rows',
+]
