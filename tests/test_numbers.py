@@ -239,3 +239,13 @@ def test_a_value_set_later_is_checked_as_in_the_constructor(name):
         with pytest.raises(ValueError, match='background_cost must be finite, got'):
             assigner.background_cost = value
     assert assigner.background_cost == 0.25
+
+
+def test_a_plan_that_half_precision_does_not_hold_is_named():
+    """Without penalties the plan is exp(-cost / reg), in units of 1 / N, whatever that is."""
+    options = dict(match_costs=dict(type='IoUCost'), reg=0.05, reg_pred=0, reg_target=0, normalize_cost=False)
+    assigner = TASK_UTILS.build(dict(type='uotod_mmdet.UnbalancedSinkhornAssigner', **options))
+    cost = torch.tensor([[[-1.0], [0.5]]])
+    torch.testing.assert_close(assigner.match(cost)[0, :, 0], 2 * (-cost / 0.05).exp()[0, :, 0])
+    with pytest.raises(ValueError, match='cost is torch.float16, which does not hold the largest entry of the plan'):
+        assigner.match(cost.half())

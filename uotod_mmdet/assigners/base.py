@@ -146,7 +146,17 @@ class TransportAssigner(BaseAssigner):
         act_if(~torch.isfinite(solved.sum()), complain)
         background = solved.new_full((batch, num_preds, 1), self.background_cost)
         plan = self._plan_of(torch.cat([solved, background], dim=2), gt_mask, gt_mass, pred_mask)
-        return plan.to(cost.dtype if cost.is_floating_point() else torch.get_default_dtype())
+        given = plan.to(cost.dtype if cost.is_floating_point() else torch.get_default_dtype())
+        if given.element_size() < plan.element_size():
+
+            def complain_of_dtype() -> None:
+                raise ValueError(
+                    f'cost is {cost.dtype}, which does not hold the largest entry of the plan, {plan.max():.3g}: give '
+                    'match() the cost in float32'
+                )
+
+            act_if(~torch.isfinite(given).all(), complain_of_dtype)
+        return given
 
     def _plan_of(self, cost: Tensor, gt_mask: Tensor, gt_mass: Optional[Tensor], pred_mask: Tensor) -> Tensor:
         """See :meth:`_plan`; B and N may be 0."""
