@@ -1,10 +1,10 @@
 """Assigners: one matching strategy a file, each with a soft ``match`` and a hard ``assign``."""
 
-from .base import TransportAssigner
+from .base import Matching, TransportAssigner
 from .closest_prediction import ClosestPredictionAssigner
 from .closest_target import ClosestTargetAssigner
+from .foreign import ForeignAssigner, batch_matcher, check_assigner
 from .hungarian import HungarianAssigner
-from .match_batch import check_assigner, match_batch, reads_predicted_boxes
 from .ota import OTAAssigner
 from .sinkhorn import BalancedSinkhornAssigner, UnbalancedSinkhornAssigner
 from .soft_min import SoftMinAssigner
@@ -14,13 +14,14 @@ __all__ = [
     'BalancedSinkhornAssigner',
     'ClosestPredictionAssigner',
     'ClosestTargetAssigner',
+    'ForeignAssigner',
     'HungarianAssigner',
+    'Matching',
     'OTAAssigner',
     'SoftMinAssigner',
     'TransportAssigner',
     'UnbalancedSinkhornAssigner',
     'WeightedSumAssigner',
+    'batch_matcher',
     'check_assigner',
-    'match_batch',
-    'reads_predicted_boxes',
 ]

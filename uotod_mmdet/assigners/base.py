@@ -3,7 +3,7 @@
 import logging
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, Optional, Union
+from typing import Any, ClassVar, NamedTuple, Optional, Union
 
 import torch
 from mmdet.models.task_modules.assigners import AssignResult, BaseAssigner
@@ -13,14 +13,21 @@ from mmengine.structures import InstanceData
 from torch import Tensor
 
 from uotod_mmdet.arguments import number, switch
-from uotod_mmdet.costs.boxes import float_boxes, ignored_boxes
-from uotod_mmdet.costs.pairwise import BOX_SOURCES, Batch, batch_cost, make_batch, zero_padding
-from uotod_mmdet.ops import act_if
+from uotod_mmdet.costs import BOX_SOURCES, Batch, costs_and_background, float_boxes, ignored_boxes, make_batch
+from uotod_mmdet.ops import act_if, mask_pairs
 from uotod_mmdet.registry import TASK_UTILS
 
 
+class Matching(NamedTuple):
+    """What an assigner found for a batch of images."""
+
+    plan: Tensor  # (B, N, M + 1), last column the background; rows of predictions that take no part are 0
+    cost: Optional[Tensor]  # (B, N, M), 0 on padding; None: the assigner does not tell
+    num_iter: Optional[Tensor]  # (B,) iterations of the solver; None: the strategy does not iterate
+
+
 class TransportAssigner(BaseAssigner):
-    """Base of the matching strategies. A subclass implements :meth:`_plan`.
+    """Base of the matching strategies. A subclass implements :meth:`_solve`.
 
     Args:
         match_costs: mmdet match-cost config or a list of them, for example
@@ -41,9 +48,6 @@ class TransportAssigner(BaseAssigner):
         background=switch, background_cost=number, ignore_iof_thr=number, keep_every_gt=switch
     )
     """What turns the value of an attribute, name first, into the one that is kept, or raises; also of one set later."""
-
-    num_iter_done: Optional[Tensor] = None
-    """Iterations that the last ``match`` took for each image, (B,); None: the strategy does not iterate."""
 
     def __init__(
         self,
@@ -76,17 +80,25 @@ class TransportAssigner(BaseAssigner):
         check = self.checks.get(name)
         super().__setattr__(name, value if check is None else check(name, value))
 
+    @property
+    def reads_boxes(self) -> bool:
+        """Whether predicted boxes mean anything here; where not, a dense head need not decode them."""
+        return self.box_source != 'priors'
+
     @abstractmethod
-    def _plan(self, cost: Tensor, gt_mask: Tensor, gt_mass: Optional[Tensor], pred_mask: Tensor) -> Tensor:
+    def _solve(
+        self, cost: Tensor, gt_mask: Tensor, gt_mass: Optional[Tensor], pred_mask: Tensor
+    ) -> Union[Tensor, tuple[Tensor, Tensor]]:
         """Plan (B, N, M + 1) of a finite cost (B, N, M + 1), float32 or float64, whose last column is the background.
 
-        B, N >= 1. Padded columns and rows hold cost 0 and must get no mass, as
-        must the last column without ``background``; ``pred_mask`` (B, N) is False on padded rows.
+        Strategies that iterate return the iterations of each image, (B,), beside the plan. B, N >= 1. Padded columns
+        and rows hold cost 0 and must get no mass, as must the last column without ``background``; ``pred_mask`` (B, N)
+        is False on padded rows.
         """
 
-    def _cost(self, batch: Batch, out: Tensor) -> Tensor:
-        """Cost of each pair, 0 on padding, (B, N, M), in ``out``."""
-        return batch_cost(self.match_costs, batch, out)
+    def _cost(self, batch: Batch) -> Tensor:
+        """Cost of each pair, 0 on padding, and of the background in the last column, (B, N, M + 1)."""
+        return costs_and_background(self.match_costs, batch, self.background_cost)
 
     def _gt_mass(self, batch: Batch) -> Optional[Tensor]:
         """Predictions' worth of mass of each ground truth (B, M), for strategies in which it depends on the image."""
@@ -130,7 +142,7 @@ class TransportAssigner(BaseAssigner):
         # Floats of 32 bits do not hold every integer of so many.
         wide = cost.dtype in (torch.int32, torch.int64)
         solved = cost.detach().to(torch.float64 if wide else torch.promote_types(cost.dtype, torch.float32))
-        solved = zero_padding(solved, gt_mask, pred_mask)
+        solved = mask_pairs(solved, gt_mask, pred_mask)
         gt_mass = None if gt_mass is None else _mass(gt_mass, solved, gt_mask)
 
         def complain() -> None:
@@ -145,7 +157,7 @@ class TransportAssigner(BaseAssigner):
 
         act_if(~torch.isfinite(solved.sum()), complain)
         background = solved.new_full((batch, num_preds, 1), self.background_cost)
-        plan = self._plan_of(torch.cat([solved, background], dim=2), gt_mask, gt_mass, pred_mask)
+        plan, _ = self._solution(torch.cat([solved, background], dim=2), gt_mask, gt_mass, pred_mask)
         given = plan.to(cost.dtype if cost.is_floating_point() else torch.get_default_dtype())
         if given.element_size() < plan.element_size():
 
@@ -158,25 +170,27 @@ class TransportAssigner(BaseAssigner):
             act_if(~torch.isfinite(given).all(), complain_of_dtype)
         return given
 
-    def _plan_of(self, cost: Tensor, gt_mask: Tensor, gt_mass: Optional[Tensor], pred_mask: Tensor) -> Tensor:
-        """See :meth:`_plan`; B and N may be 0."""
-        return self._plan(cost, gt_mask, gt_mass, pred_mask) if cost.numel() else cost
+    def _solution(
+        self, cost: Tensor, gt_mask: Tensor, gt_mass: Optional[Tensor], pred_mask: Tensor
+    ) -> tuple[Tensor, Optional[Tensor]]:
+        """Plan and iterations; see :meth:`_solve`. B and N may be 0."""
+        found = self._solve(cost, gt_mask, gt_mass, pred_mask) if cost.numel() else cost
+        return found if isinstance(found, tuple) else (found, None)
 
     @torch.no_grad()
-    def plan(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Costs and plan of a batch of images.
+    def match_batch(self, batch: Batch, num_level_priors: Optional[Sequence[int]] = None) -> Matching:
+        """Match a batch of images: their costs, and what :meth:`match` makes of these.
+
+        The row of a prediction that is not matched (its background is its heaviest column) and overlaps an ignored box
+        is zero. A ground truth whose box is degenerate (x2 <= x1 or y2 <= y1) is matched to nothing and logged.
 
         Args:
             batch: What :func:`~uotod_mmdet.costs.make_batch` returns.
-
-        Returns:
-            Costs (B, N, M), 0 on padding, and what :meth:`match` makes of them (B, N, M + 1). The row of a prediction
-            that is not matched (its background is its heaviest column) and overlaps an ignored box is zero. A ground
-            truth whose box is degenerate (x2 <= x1 or y2 <= y1) is matched to nothing and logged.
+            num_level_priors: Accepted and not used.
 
         Raises:
             ValueError: See :func:`~uotod_mmdet.costs.batch_cost`; or there are ignored boxes, but the predictions have
-                none.
+                none; or a subclass answers with a plan of a wrong shape.
         """
 
         def log_degenerate() -> None:
@@ -187,17 +201,21 @@ class TransportAssigner(BaseAssigner):
 
         act_if(batch.gt_mask.sum() != sum(len(gt) for gt in batch.gt_instances), log_degenerate)
         num_images, num_preds, num_gts = batch.shape
-        with_background = torch.empty(num_images, num_preds, num_gts + 1, dtype=batch.dtype, device=batch.device)
-        with_background[:, :, -1] = self.background_cost
-        cost = self._cost(batch, with_background[:, :, :-1])
-        pred_mask = _mask('pred_mask', batch.pred_mask, cost, (num_images, num_preds))
-        plan = self._plan_of(with_background, batch.gt_mask, self._gt_mass(batch), pred_mask)
+        costs = self._cost(batch)
+        pred_mask = _mask('pred_mask', batch.pred_mask, costs, (num_images, num_preds))
+        plan, num_iter = self._solution(costs, batch.gt_mask, self._gt_mass(batch), pred_mask)
+        if plan.shape != costs.shape:
+            raise ValueError(
+                f'{type(self).__name__} answered with a plan of shape {tuple(plan.shape)}, but {num_preds} predictions '
+                f'and {num_gts} ground truths (padded) of {num_images} images need {tuple(costs.shape)}: predictions, '
+                'ground truths, and the background last.'
+            )
         for index, ignored in enumerate(batch.gt_instances_ignore):
             if num_preds and self.ignore_iof_thr >= 0 and ignored is not None and len(ignored):
                 boxes = None if batch.bboxes is None else batch.bboxes[index]
-                unmatched = plan[index].argmax(1) == cost.size(2)
+                unmatched = plan[index].argmax(1) == num_gts
                 plan[index].masked_fill_((unmatched & self._on_ignored(boxes, ignored))[:, None], 0)
-        return cost, plan
+        return Matching(plan, costs[:, :, :-1], num_iter)
 
     @torch.no_grad()
     def assign(
@@ -213,7 +231,9 @@ class TransportAssigner(BaseAssigner):
         """Match one image and read the plan hard, as mmdet's heads ask for it.
 
         mmdet's heads pass ``gt_instances``, ``img_meta``, ``gt_instances_ignore`` and the number of priors of each
-        level by name or by position, in several orders: they are told apart by their types.
+        level by name or by position, in several orders: they are told apart by their types. They do not say what their
+        priors and scores are, so that the values tell: see ``prior_format`` and ``score_format`` of
+        :func:`~uotod_mmdet.costs.make_batch`.
 
         A ground truth whose box is degenerate (x2 <= x1 or y2 <= y1) is matched to nothing and logged.
 
@@ -258,8 +278,8 @@ class TransportAssigner(BaseAssigner):
             if batch.gt_bboxes is not None:
                 max_overlaps = boxes.new_zeros(num_preds)
         if num_preds and num_gts:
-            cost, plan = self.plan(batch)
-            gt_inds = self._read_plan(plan[0], cost[0], batch.gt_mask[0])
+            found = self.match_batch(batch)
+            gt_inds = self._read_plan(found.plan[0], found.cost[0], batch.gt_mask[0])
             matched = (gt_inds > 0).nonzero().squeeze(1)
             matched_gts = gt_inds[matched] - 1
             labels[matched] = batch.gt_labels[0, matched_gts]

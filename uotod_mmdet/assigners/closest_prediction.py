@@ -47,7 +47,7 @@ class ClosestPredictionAssigner(TransportAssigner):
         self.threshold = threshold
         self.uniform_background = uniform_background
 
-    def _plan(self, cost: Tensor, gt_mask: Tensor, gt_mass: Optional[Tensor], pred_mask: Tensor) -> Tensor:
+    def _solve(self, cost: Tensor, gt_mask: Tensor, gt_mass: Optional[Tensor], pred_mask: Tensor) -> Tensor:
         cost = cost[:, :, :-1].masked_fill(~pred_mask[:, :, None], torch.inf)
         if self.threshold is not None:
             gt_mask = gt_mask & (cost <= self.threshold).any(1)

@@ -21,6 +21,6 @@ class ClosestTargetAssigner(TransportAssigner):
     Args: see :class:`TransportAssigner`.
     """
 
-    def _plan(self, cost: Tensor, gt_mask: Tensor, gt_mass: Optional[Tensor], pred_mask: Tensor) -> Tensor:
+    def _solve(self, cost: Tensor, gt_mask: Tensor, gt_mass: Optional[Tensor], pred_mask: Tensor) -> Tensor:
         background = gt_mask.new_full((len(gt_mask), 1), self.background)
         return closest_column(cost, torch.cat([gt_mask, background], dim=1), pred_mask)

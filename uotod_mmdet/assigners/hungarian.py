@@ -5,14 +5,10 @@ from typing import Optional
 import torch
 from torch import Tensor
 
-from uotod_mmdet.ops.native import Kernel
 from uotod_mmdet.ot import assignment
 from uotod_mmdet.registry import TASK_UTILS
 
 from .base import TransportAssigner
-
-ONE_HOT = Kernel('uotod_one_hot', 'columns: i64[B N], row_mask: bool[B N], background: int, B, N, K, plan: f32[B N K]')
-
 
 @TASK_UTILS.register_module()
 class HungarianAssigner(TransportAssigner):
@@ -25,12 +21,8 @@ class HungarianAssigner(TransportAssigner):
     Args: see :class:`TransportAssigner`. ``background_cost`` has no effect.
     """
 
-    def _plan(self, cost: Tensor, gt_mask: Tensor, gt_mass: Optional[Tensor], pred_mask: Tensor) -> Tensor:
+    def _solve(self, cost: Tensor, gt_mask: Tensor, gt_mass: Optional[Tensor], pred_mask: Tensor) -> Tensor:
         columns = assignment(cost[:, :, :-1], gt_mask, pred_mask)
-        if ONE_HOT.takes(plan=cost, columns=columns):
-            plan = torch.empty_like(cost)
-            ONE_HOT(columns=columns, row_mask=pred_mask.contiguous(), background=bool(self.background), plan=plan)
-            return plan
         index = torch.where(columns < 0, cost.size(2) - 1, columns)[:, :, None]
         weight = pred_mask if self.background else columns >= 0
         return torch.zeros_like(cost).scatter_(2, index, weight[:, :, None].to(cost.dtype))

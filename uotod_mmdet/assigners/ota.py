@@ -6,8 +6,7 @@ import torch
 from torch import Tensor
 
 from uotod_mmdet.arguments import number
-from uotod_mmdet.costs import Batch, batch_cost
-from uotod_mmdet.ops import host_may_wait
+from uotod_mmdet.costs import Batch, costs_and_background
 from uotod_mmdet.registry import TASK_UTILS
 
 from .sinkhorn import BalancedSinkhornAssigner
@@ -24,8 +23,9 @@ class OTAAssigner(BalancedSinkhornAssigner):
     left is FocalLossCost against a background of 0.
 
     With a head that gives priors only (GFLHead, ATSSHead, RetinaHead...) the boxes are the priors and the
-    classification term is left out; with one that gives no priors (DETRHead...) the centre term is. Scores that all lie
-    in [0, 1] are taken for probabilities (YOLOXHead gives those), others for logits.
+    classification term is left out; with one that gives no priors (DETRHead...) the centre term is. Our heads say that
+    their scores are logits. mmdet's do not say: scores that all lie in [0, 1] are taken for probabilities (YOLOXHead
+    gives those), others for logits.
 
     Args:
         cls_weight: Weight of the classification cost.
@@ -71,15 +71,22 @@ class OTAAssigner(BalancedSinkhornAssigner):
             **kwargs,
         )
 
-    def _cost(self, batch: Batch, out: Tensor) -> Tensor:
+    def _cost(self, batch: Batch) -> Tensor:
         overlap, center, classification = self.match_costs
         terms = [overlap]
         if batch.priors is not None:
             terms.append(center)
         if batch.scores is not None:
             terms.append(classification)
-            probabilities = ((batch.scores >= 0) & (batch.scores <= 1)).all()
-            if not host_may_wait(batch.scores) or probabilities:
-                logits = batch.scores.logit(eps=1e-6)
-                batch = batch._replace(scores=torch.where(probabilities, logits, batch.scores))
-        return batch_cost(terms, batch, out)
+            batch = batch._replace(scores=_logits(batch.scores, batch.score_format))
+        return costs_and_background(terms, batch, self.background_cost)
+
+
+def _logits(scores: Tensor, score_format: str) -> Tensor:
+    """Scores as logits; those of an unknown format are probabilities if all lie in [0, 1]."""
+    if score_format == 'logits':
+        return scores
+    logits = scores.logit(eps=1e-6)
+    if score_format == 'probabilities':
+        return logits
+    return torch.where(((scores >= 0) & (scores <= 1)).all(), logits, scores)

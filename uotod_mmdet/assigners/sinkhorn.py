@@ -103,7 +103,9 @@ class BalancedSinkhornAssigner(TransportAssigner):
     def _gt_mass(self, batch: Batch) -> Optional[Tensor]:
         return dynamic_k(batch, self.topq) if self.gt_mass == 'dynamic_k' else None
 
-    def _plan(self, cost: Tensor, gt_mask: Tensor, gt_mass: Optional[Tensor], pred_mask: Tensor) -> Tensor:
+    def _solve(
+        self, cost: Tensor, gt_mask: Tensor, gt_mass: Optional[Tensor], pred_mask: Tensor
+    ) -> tuple[Tensor, Tensor]:
         num_preds = pred_mask.sum(1).to(cost.dtype)
         at_least_one = num_preds.clamp(min=1)
         reg = self.reg_dimless / (at_least_one.log() + (1 + math.log(2))) if self.reg is None else self.reg
@@ -113,8 +115,7 @@ class BalancedSinkhornAssigner(TransportAssigner):
         options = dict(num_iter=self.num_iter, tol=self.tol, relative=self.normalize_cost, scale=num_preds)
         solve = solve_with_pot if self.solver == 'pot' else partial(sinkhorn, newton_after=self.newton_after)
         result = solve(cost, rows, columns, reg, self.reg_pred, self.reg_target, **options)
-        self.num_iter_done = result.num_iter
-        return result.plan
+        return result.plan, result.num_iter
 
     def _marginals(
         self, gt_mask: Tensor, gt_mass: Optional[Tensor], pred_mask: Tensor, exists: Tensor, share: Tensor

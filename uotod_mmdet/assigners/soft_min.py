@@ -54,7 +54,7 @@ class SoftMinAssigner(TransportAssigner):
         self.reg = reg
         self.background_weight = background_weight
 
-    def _plan(self, cost: Tensor, gt_mask: Tensor, gt_mass: Optional[Tensor], pred_mask: Tensor) -> Tensor:
+    def _solve(self, cost: Tensor, gt_mask: Tensor, gt_mass: Optional[Tensor], pred_mask: Tensor) -> Tensor:
         weight = self.background_weight if self.background else 0.0
         if self.source == 'target':
             plan = softmin(cost[:, :, :-1], self.reg, 1, gt_mask, pred_mask)

@@ -47,7 +47,7 @@ class WeightedSumAssigner(TransportAssigner):
         self.strategies = [_build({**shared, **strategy}) for strategy in strategies]
         self.weights = [weight / sum(weights) for weight in weights] if normalize else weights
 
-    def _plan(self, cost: Tensor, gt_mask: Tensor, gt_mass: Optional[Tensor], pred_mask: Tensor) -> Tensor:
+    def _solve(self, cost: Tensor, gt_mask: Tensor, gt_mass: Optional[Tensor], pred_mask: Tensor) -> Tensor:
         plans = (strategy.match(cost[:, :, :-1], gt_mask, gt_mass, pred_mask) for strategy in self.strategies)
         return sum(weight * plan for weight, plan in zip(self.weights, plans))
 

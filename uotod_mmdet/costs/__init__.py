@@ -1,13 +1,20 @@
 """Costs of matching a prediction with a ground truth."""
 
-from .boxes import as_tensor
+from uotod_mmdet.ops import CostTerm, pairwise_overlaps
+
+from .batch import BOX_SOURCES, Batch, as_labels, class_labels, make_batch, pad
+from .batch_cost import batch_cost, costs_and_background
+from .boxes import as_tensor, float_boxes, ignored_boxes
+from .declared import CostReading, declare_cost, reading_of_cost
 from .log_iou_cost import LogIoUCost
-from .overlaps import pairwise_overlaps
-from .pairwise import Batch, as_labels, batch_cost, class_labels, make_batch, pad, prior_boxes
 from .prior_costs import InsideGTCost, PriorCenterCost, PriorIoUCost
+from .priors import prior_boxes, prior_centers_and_sizes
 
 __all__ = [
+    'BOX_SOURCES',
     'Batch',
+    'CostReading',
+    'CostTerm',
     'InsideGTCost',
     'LogIoUCost',
     'PriorCenterCost',
@@ -16,8 +23,14 @@ __all__ = [
     'as_tensor',
     'batch_cost',
     'class_labels',
+    'costs_and_background',
+    'declare_cost',
+    'float_boxes',
+    'ignored_boxes',
     'make_batch',
     'pad',
     'pairwise_overlaps',
     'prior_boxes',
+    'prior_centers_and_sizes',
+    'reading_of_cost',
 ]

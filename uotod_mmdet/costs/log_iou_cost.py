@@ -7,10 +7,11 @@ from mmengine.structures import InstanceData
 from torch import Tensor
 
 from uotod_mmdet.arguments import number
+from uotod_mmdet.ops import CostTerm, pairwise_overlaps
 from uotod_mmdet.registry import TASK_UTILS
 
+from .batch import Batch
 from .boxes import float_boxes
-from .overlaps import pairwise_overlaps
 
 
 @TASK_UTILS.register_module()
@@ -30,6 +31,12 @@ class LogIoUCost(BaseMatchCost):
         self.eps = number('eps', eps, above=0)
         if not self.eps < 1:
             raise ValueError(f'eps must be in (0, 1), got {eps}')
+
+    needs = 'bboxes', 'gt_bboxes'
+
+    def batched(self, batch: Batch) -> CostTerm:
+        """The cost of a batch."""
+        return CostTerm('log_iou', -self.weight, eps=self.eps)
 
     def cost(self, bboxes: Tensor, gt_bboxes: Tensor) -> Tensor:
         """Cost (..., N, M) of boxes (..., N, 4) and ground truths (..., M, 4), pixels."""

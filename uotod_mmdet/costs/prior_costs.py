@@ -10,31 +10,13 @@ from torch import Tensor
 from uotod_mmdet.arguments import number
 from uotod_mmdet.registry import TASK_UTILS
 
+from uotod_mmdet.ops import pairwise_overlaps
+
+from .batch import Batch
 from .boxes import float_boxes
-from .overlaps import pairwise_overlaps
+from .priors import PRIOR_FORMATS, prior_centers_and_sizes
 
-PRIOR_FORMATS = ('auto', 'anchor', 'point')
-
-
-def prior_centers_and_sizes(priors: Tensor, prior_format: str = 'auto') -> tuple[Tensor, Tensor]:
-    """Centres and units of length of a dense head's priors.
-
-    Args:
-        priors: Anchors (x1, y1, x2, y2) or points (x, y, stride_x, stride_y), pixels, (..., N, 4).
-        prior_format: 'anchor', 'point', or 'auto': points if the last two columns are equal in every row, which no
-            grid of anchors can do.
-
-    Returns:
-        Centres (..., N, 2) and units (..., N, 2), pixels: an anchor's width and height, a point's strides.
-    """
-    first, second = priors[..., :2], priors[..., 2:]
-    if prior_format == 'point':
-        return first, second
-    centers, sizes = (first + second) / 2, second - first
-    if prior_format == 'auto' and priors.size(-2) > 1:
-        points = (priors[..., 2] == priors[..., 3]).all()
-        return torch.where(points, first, centers), torch.where(points, second, sizes)
-    return centers, sizes
+NEEDS = 'priors', 'gt_bboxes'
 
 
 class PriorCost(BaseMatchCost):
@@ -46,9 +28,20 @@ class PriorCost(BaseMatchCost):
         super().__init__(number('weight', weight))
         self.prior_format = prior_format
 
-    def cost(self, priors: Tensor, gt_bboxes: Tensor) -> Tensor:
-        """Cost (..., N, M) of priors (..., N, 4) and ground truths (..., M, 4), pixels."""
+    def cost(self, priors: Tensor, gt_bboxes: Tensor, prior_format: str = 'auto') -> Tensor:
+        """Cost (..., N, M) of priors (..., N, 4) and ground truths (..., M, 4), pixels.
+
+        ``prior_format`` is what the head says of its priors; the cost's own, where it is not 'auto', goes first.
+        """
         raise NotImplementedError
+
+    def of_batch(self, batch: Batch) -> Tensor:
+        """Cost of a batch, (B, N, M)."""
+        return self.cost(batch.priors, batch.gt_bboxes, batch.prior_format)
+
+    def centers_and_sizes(self, priors: Tensor, prior_format: str) -> tuple[Tensor, Tensor]:
+        """Centres and units of length of the priors; see :func:`prior_centers_and_sizes`."""
+        return prior_centers_and_sizes(priors, prior_format if self.prior_format == 'auto' else self.prior_format)
 
     def __call__(
         self, pred_instances: InstanceData, gt_instances: InstanceData, img_meta: Optional[dict] = None, **kwargs
@@ -73,9 +66,11 @@ class PriorCenterCost(PriorCost):
     def __init__(self, weight: float = 1.0, prior_format: str = 'auto') -> None:
         super().__init__(weight, prior_format)
 
-    def cost(self, priors: Tensor, gt_bboxes: Tensor) -> Tensor:
+    needs, batched = NEEDS, PriorCost.of_batch
+
+    def cost(self, priors: Tensor, gt_bboxes: Tensor, prior_format: str = 'auto') -> Tensor:
         """Cost (..., N, M) of priors (..., N, 4) and ground truths (..., M, 4), pixels."""
-        centers, sizes = prior_centers_and_sizes(priors, self.prior_format)
+        centers, sizes = self.centers_and_sizes(priors, prior_format)
         gt_centers = (gt_bboxes[..., :2] + gt_bboxes[..., 2:]) / 2
         factor = self.weight / sizes.clamp(min=1e-6).prod(-1).sqrt()
         # One coordinate at a time: no temporary is larger than the result.
@@ -101,9 +96,11 @@ class InsideGTCost(PriorCost):
         super().__init__(weight, prior_format)
         self.center_radius = number('center_radius', center_radius, above=0, optional=True)
 
-    def cost(self, priors: Tensor, gt_bboxes: Tensor) -> Tensor:
+    needs, batched = NEEDS, PriorCost.of_batch
+
+    def cost(self, priors: Tensor, gt_bboxes: Tensor, prior_format: str = 'auto') -> Tensor:
         """Cost (..., N, M) of priors (..., N, 4) and ground truths (..., M, 4), pixels."""
-        centers, sizes = prior_centers_and_sizes(priors, self.prior_format)
+        centers, sizes = self.centers_and_sizes(priors, prior_format)
         centers, sizes, boxes = centers[..., :, None, :], sizes[..., :, None, :], gt_bboxes[..., None, :, :]
         outside = torch.zeros((), dtype=torch.bool, device=priors.device)
         for axis in range(2):
@@ -133,8 +130,10 @@ class PriorIoUCost(PriorCost):
             raise ValueError(f"iou_mode must be 'iou' or 'giou', got {iou_mode!r}")
         self.iou_mode = iou_mode
 
-    def cost(self, priors: Tensor, gt_bboxes: Tensor) -> Tensor:
+    needs, batched = NEEDS, PriorCost.of_batch
+
+    def cost(self, priors: Tensor, gt_bboxes: Tensor, prior_format: str = 'auto') -> Tensor:
         """Cost (..., N, M) of priors (..., N, 4) and ground truths (..., M, 4), pixels."""
-        centers, sizes = prior_centers_and_sizes(priors, self.prior_format)
+        centers, sizes = self.centers_and_sizes(priors, prior_format)
         boxes = torch.cat([centers - sizes / 2, centers + sizes / 2], dim=-1)
         return pairwise_overlaps(boxes, gt_bboxes, self.iou_mode).mul_(-self.weight)

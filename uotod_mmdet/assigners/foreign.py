@@ -1,8 +1,8 @@
-"""Any assigner's plan for a batch of images."""
+"""mmdet's assigners, and those of others, as matchers of a batch: an AssignResult is a plan of zeros and ones."""
 
 import inspect
 from collections.abc import Sequence
-from typing import Any, Optional
+from typing import Any, Optional, Union
 
 import torch
 from mmdet.models.task_modules.assigners import (
@@ -24,10 +24,9 @@ from mmdet.models.task_modules.assigners import (
 from mmengine.structures import InstanceData
 from torch import Tensor
 
-from uotod_mmdet.costs import Batch
-from uotod_mmdet.costs.boxes import ignored_boxes
+from uotod_mmdet.costs import Batch, ignored_boxes
 
-from .base import TransportAssigner
+from .base import Matching, TransportAssigner
 
 _OF_ONE_HEAD = {
     ApproxMaxIoUAssigner: 'the groups of approximate anchors of GARetinaHead and SABLRetinaHead',
@@ -63,86 +62,85 @@ def check_assigner(assigner: Any, priors: Optional[str]) -> None:
         raise ValueError(f'{type(assigner).__name__} reads {reads}: {instead}.')
 
 
-def reads_predicted_boxes(assigner: Any) -> bool:
-    """Whether predicted boxes mean anything to ``assigner``; where not, a dense head need not decode them."""
-    if isinstance(assigner, TransportAssigner):
-        return assigner.box_source != 'priors'
-    by_priors = isinstance(assigner, (ATSSAssigner, CenterRegionAssigner, MaxIoUAssigner))
-    return not by_priors or getattr(assigner, 'alpha', None) is not None
-
-
-@torch.no_grad()
-def match_batch(assigner: Any, batch: Batch, num_level_priors: Optional[Sequence[int]] = None) -> Tensor:
-    """Match a batch of images by an assigner of ours or mmdet's.
+class ForeignAssigner:
+    """An assigner of mmdet's or of others as a matcher of a batch, one image at a time.
 
     Args:
-        assigner: A :class:`TransportAssigner`, whose soft plan is taken, or any mmdet assigner, whose AssignResult is
-            a plan of zeros and ones: 0 is the background, -1 a zero row.
-        batch: What :func:`~uotod_mmdet.costs.make_batch` returns.
-        num_level_priors: Number of priors of each pyramid level, which mmdet's ATSSAssigner reads.
+        assigner: The assigner; its AssignResult is read as 0 background, -1 a zero row.
+    """
 
-    Returns:
-        Plan (B, N, M + 1), last column the background, in the dtype of the boxes. Rows of predictions that take no
-        part are zero.
+    box_source = 'auto'
+
+    def __init__(self, assigner: Any) -> None:
+        self.assigner = assigner
+        by_priors = isinstance(assigner, (ATSSAssigner, CenterRegionAssigner, MaxIoUAssigner))
+        self.reads_boxes = not by_priors or getattr(assigner, 'alpha', None) is not None
+
+    @torch.no_grad()
+    def match_batch(self, batch: Batch, num_level_priors: Optional[Sequence[int]] = None) -> Matching:
+        """Match a batch of images.
+
+        Args:
+            batch: What :func:`~uotod_mmdet.costs.make_batch` returns.
+            num_level_priors: Number of priors of each pyramid level, which mmdet's ATSSAssigner reads.
+
+        Raises:
+            ValueError: If the assigner answers with another shape, or reads what there is not.
+        """
+        assigner, shape = self.assigner, (*batch.shape[:2], batch.shape[2] + 1)
+        plan = torch.zeros(shape, dtype=batch.dtype, device=batch.device)
+        for index, gts in enumerate(batch.gt_instances):
+            # Tensors of one dtype, whatever box types and dtypes the data set has.
+            plain = dict(gts.items(), labels=batch.gt_labels[index, : len(gts)])
+            if batch.gt_bboxes is not None:
+                plain['bboxes'] = batch.gt_bboxes[index, : len(gts)]
+            gts = InstanceData(**plain)
+            ignored = batch.gt_instances_ignore[index]
+            if ignored is not None:
+                ignored = InstanceData(**{**dict(ignored.items()), 'bboxes': ignored_boxes(ignored).to(plan)})
+            predictions = batch.pred_instances(index)
+            inside = torch.arange(shape[1], device=plan.device)
+            if batch.pred_mask is not None:
+                inside = batch.pred_mask[index].nonzero().squeeze(1)
+                predictions = predictions[inside]
+            if isinstance(assigner, (SimOTAAssigner, TaskAlignedAssigner)):
+                predictions.scores = predictions.scores.sigmoid()
+            elif isinstance(assigner, UniformAssigner):
+                predictions.decoder_priors = predictions.bboxes
+            elif not self.reads_boxes:
+                for name in ('bboxes', 'scores'):
+                    predictions.pop(name, None)
+            known = dict(
+                gt_instances=gts,
+                gt_instances_ignore=ignored,
+                img_meta=batch.img_metas[index],
+                num_level_priors=_num_level_priors(num_level_priors, batch.pred_mask, index),
+            )
+            gt_inds = _assign(assigner, predictions, known).gt_inds
+            if gt_inds.shape != inside.shape or (len(gt_inds) and not -1 <= gt_inds.min() <= gt_inds.max() <= len(gts)):
+                raise ValueError(
+                    f'{type(assigner).__name__} answered with gt_inds of shape {tuple(gt_inds.shape)} for '
+                    f'{len(inside)} predictions, or with an index outside -1 (ignored), 0 (background), 1 to {len(gts)}.'
+                )
+            kept = gt_inds >= 0
+            plan[index, inside[kept], (gt_inds[kept] - 1) % shape[2]] = 1
+        return Matching(plan, None, None)
+
+
+def batch_matcher(assigner: Any, priors: Optional[str]) -> Union[TransportAssigner, ForeignAssigner]:
+    """What matches a batch: the assigner itself if it is ours, any other wrapped.
+
+    Args:
+        assigner: Any assigner.
+        priors: What priors the head has: 'anchors', 'points' with strides, or None.
 
     Raises:
-        ValueError: If the assigner answers with another shape, or reads what there is not.
+        ValueError: If the assigner reads what is not there.
     """
-    shape = (*batch.shape[:2], batch.shape[2] + 1)
     if isinstance(assigner, TransportAssigner):
-        plan = assigner.plan(batch)[1]
-        if plan.shape != shape:
-            raise ValueError(
-                f'{type(assigner).__name__} answered with a plan of shape {tuple(plan.shape)}, but {shape[1]} '
-                f'predictions and {shape[2] - 1} ground truths (padded) of {shape[0]} images need {shape}: '
-                'predictions, ground truths, and the background last.'
-            )
-        return plan
-    check_assigner(assigner, _kind_of_priors(batch, assigner))
-    plan = torch.zeros(shape, dtype=batch.dtype, device=batch.device)
-    for index, gts in enumerate(batch.gt_instances):
-        # Tensors of one dtype, whatever box types and dtypes the data set has.
-        plain = dict(gts.items(), labels=batch.gt_labels[index, : len(gts)])
-        if batch.gt_bboxes is not None:
-            plain['bboxes'] = batch.gt_bboxes[index, : len(gts)]
-        gts = InstanceData(**plain)
-        ignored = batch.gt_instances_ignore[index]
-        if ignored is not None:
-            ignored = InstanceData(**{**dict(ignored.items()), 'bboxes': ignored_boxes(ignored).to(plan)})
-        predictions = batch.pred_instances(index)
-        inside = torch.arange(shape[1], device=plan.device)
-        if batch.pred_mask is not None:
-            inside = batch.pred_mask[index].nonzero().squeeze(1)
-            predictions = predictions[inside]
-        if isinstance(assigner, (SimOTAAssigner, TaskAlignedAssigner)):
-            predictions.scores = predictions.scores.sigmoid()
-        elif isinstance(assigner, UniformAssigner):
-            predictions.decoder_priors = predictions.bboxes
-        elif not reads_predicted_boxes(assigner):
-            for name in ('bboxes', 'scores'):
-                predictions.pop(name, None)
-        known = dict(
-            gt_instances=gts,
-            gt_instances_ignore=ignored,
-            img_meta=batch.img_metas[index],
-            num_level_priors=_num_level_priors(num_level_priors, batch.pred_mask, index),
-        )
-        gt_inds = _assign(assigner, predictions, known).gt_inds
-        if gt_inds.shape != inside.shape or (len(gt_inds) and not -1 <= gt_inds.min() <= gt_inds.max() <= len(gts)):
-            raise ValueError(
-                f'{type(assigner).__name__} answered with gt_inds of shape {tuple(gt_inds.shape)} for '
-                f'{len(inside)} predictions, or with an index outside -1 (ignored), 0 (background), 1 to {len(gts)}.'
-            )
-        kept = gt_inds >= 0
-        plan[index, inside[kept], (gt_inds[kept] - 1) % shape[2]] = 1
-    return plan
-
-
-def _kind_of_priors(batch: Batch, assigner: Any) -> Optional[str]:
-    if batch.priors is None:
-        return None
-    points = isinstance(assigner, _OF_POINTS) and (batch.priors[..., 2] == batch.priors[..., 3]).all()
-    return 'points' if points else 'anchors'
+        return assigner
+    check_assigner(assigner, priors)
+    return ForeignAssigner(assigner)
 
 
 def _assign(assigner: Any, predictions: InstanceData, known: dict[str, Any]) -> AssignResult:

@@ -1,0 +1,272 @@
+"""A batch of images as the match costs see it: stacked predictions, padded ground truths."""
+
+from collections.abc import Mapping, Sequence
+from functools import reduce
+from typing import Any, NamedTuple, Optional, Union
+
+import torch
+from mmengine.structures import InstanceData
+from torch import Tensor
+
+from uotod_mmdet.ops import act_if, to_device_of
+
+from .boxes import as_tensor
+from .priors import prior_boxes
+
+BOX_SOURCES = ('auto', 'bboxes', 'priors')
+STACKED = ('bboxes', 'scores', 'priors')
+
+
+class Batch(NamedTuple):
+    """Predictions and padded ground truths of B images; boxes and scores in one dtype, float32 or float64."""
+
+    bboxes: Optional[Tensor]  # (B, N, 4) xyxy pixels, predicted or priors as box_source says
+    scores: Optional[Tensor]  # (B, N, C) as the head gives them, logits for most
+    priors: Optional[Tensor]  # (B, N, 4)
+    gt_bboxes: Optional[Tensor]  # (B, M, 4) xyxy pixels
+    gt_labels: Tensor  # (B, M) int64
+    gt_mask: Tensor  # (B, M) False on padding and, where boxes are compared, on those without area
+    pred_mask: Optional[Tensor]  # (B, N) False on predictions that take no part; None: all do
+    predictions: Union[Sequence[InstanceData], Mapping[str, Any]]  # as given
+    gt_instances: Sequence[InstanceData]
+    gt_instances_ignore: Sequence[Optional[InstanceData]]
+    img_metas: Sequence[dict]
+    num_preds: int
+    dtype: torch.dtype  # of costs and plans
+    prior_format: str = 'auto'  # 'anchor' or 'point', as the head says; 'auto': told by the values of the priors
+    score_format: str = 'auto'  # 'logits' or 'probabilities', as the head says; 'auto': unknown
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """B, N, M."""
+        return len(self.gt_mask), self.num_preds, self.gt_mask.size(1)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the tensors lie."""
+        return self.gt_mask.device
+
+    def pred_instances(self, index: int) -> InstanceData:
+        """The predictions of one image, as given."""
+        if isinstance(self.predictions, Mapping):
+            return InstanceData(**{name: values[index] for name, values in self.predictions.items()})
+        return self.predictions[index]
+
+    def given(self) -> str:
+        """Which fields predictions and ground truths hold, for messages."""
+        if isinstance(self.predictions, Mapping) or not self.predictions:
+            of_preds = sorted(self.predictions)
+        else:
+            of_preds = sorted(self.predictions[0].keys())
+        return f'{of_preds} of predictions and {sorted(self.gt_instances[0].keys())} of ground truths'
+
+
+def as_labels(labels: Tensor, name: str = 'gt_instances.labels') -> Tensor:
+    """Labels of any integer dtype as int64; of no labels, whatever dtype ``torch.zeros(0)`` gave them.
+
+    Raises:
+        TypeError: If there are labels and they are no integers.
+    """
+    if labels.numel() and (labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool):
+        raise TypeError(
+            f'{name} must hold integers, numbers of classes, got {labels.dtype}: convert them with labels.long() where '
+            'the data set or the pipeline makes them.'
+        )
+    return labels.long()
+
+
+def make_batch(
+    predictions: Union[Sequence[InstanceData], Mapping[str, Any]],
+    gt_instances: Sequence[InstanceData],
+    img_metas: Optional[Sequence[Optional[dict]]] = None,
+    box_source: str = 'auto',
+    gt_instances_ignore: Optional[Sequence[Optional[InstanceData]]] = None,
+    pred_mask: Optional[Tensor] = None,
+    num_classes: Optional[int] = None,
+    prior_format: str = 'auto',
+    score_format: str = 'auto',
+) -> Batch:
+    """Stack the predictions and pad the ground truths of a batch of images.
+
+    Boxes may be tensors or mmdet's box types, of any dtype. Fields that are not listed, such as masks and points, reach
+    the costs that are called one image at a time as they are.
+
+    Args:
+        predictions: For each of B images N predictions with what the costs read: ``scores`` (N, C), ``bboxes``
+            (N, 4), ``priors`` (N, 4); boxes in pixels. Or the same stacked: a mapping of these names to (B, N, .).
+        gt_instances: For each image its ground truths: ``labels`` (M_i,) of any integer dtype, ``bboxes`` (M_i, 4)
+            pixels.
+        img_metas: Meta information of each image; BBoxL1Cost reads ``img_shape``.
+        box_source: What the costs see as ``bboxes``: 'bboxes', 'priors', or 'auto' (priors where there are no bboxes).
+        gt_instances_ignore: For each image its ignored (crowd) boxes, ``bboxes`` (I_i, 4) pixels, or None.
+        pred_mask: False on predictions that take no part, such as anchors on the padding of an image, (B, N).
+        num_classes: Number of foreground classes, labels 0 to num_classes - 1. None: as many as the scores' columns.
+        prior_format: What the priors are: 'anchor' (x1, y1, x2, y2) or 'point' (x, y, stride_x, stride_y). 'auto', for
+            callers of :meth:`assign`, which do not say: see :func:`~uotod_mmdet.costs.prior_centers_and_sizes`.
+        score_format: What the scores are: 'logits' or 'probabilities'. 'auto': unknown; costs take them as mmdet's do.
+
+    Raises:
+        TypeError: If labels are no integers.
+        ValueError: If ``box_source`` does not fit, the images differ in their number or shape of predictions, the
+            arguments in their number of images, a mask has another shape or dtype, or a label is no foreground class.
+    """
+    labels = class_labels(gt_instances)
+    num_preds, dtype, fields = _stack(predictions)
+    given = fields or ({} if isinstance(predictions, Mapping) else dict(predictions=predictions))
+    given = dict(given, img_metas=img_metas, gt_instances_ignore=gt_instances_ignore)
+    counts = {name: len(of_images) for name, of_images in given.items() if of_images is not None}
+    if any(count != len(labels) for count in counts.values()):
+        raise ValueError(
+            f'gt_instances are of {len(labels)} images, but there are {counts}: one entry for each image of the batch '
+            'is needed.'
+        )
+    bboxes, scores, priors = (
+        fields[name].detach().to(dtype).contiguous() if name in fields else None for name in STACKED
+    )
+    # Proposals of a first stage carry one score each, which is none of a class.
+    scores = scores if scores is not None and scores.dim() == 3 else None
+    bboxes, priors = (boxes if boxes is not None and boxes.shape[2:] == (4,) else None for boxes in (bboxes, priors))
+    if (bboxes if box_source == 'bboxes' else priors) is None and box_source != 'auto':
+        raise ValueError(
+            f'box_source={box_source!r} does not fit predictions that hold {sorted(fields)}: this head gives the '
+            f"assigner no {box_source} (N, 4); use 'auto'."
+        )
+    if priors is not None and (box_source == 'priors' or 'bboxes' not in fields):
+        bboxes = prior_boxes(priors, prior_format)
+    gt_labels, gt_bboxes = _pad_ground_truths(labels, gt_instances, dtype)
+    if not labels and fields:
+        gt_labels, gt_bboxes = (values.to(next(iter(fields.values())).device) for values in (gt_labels, gt_bboxes))
+    if bboxes is not None and gt_bboxes is not None:
+        gt_mask = (gt_bboxes[..., 2:] > gt_bboxes[..., :2]).all(-1)
+    else:
+        gt_mask = _real(labels, gt_labels)
+    _check_mask('pred_mask', pred_mask, (len(labels), num_preds))
+    if not all('positive_maps' in gt for gt in gt_instances):  # those say which scores, of tokens, are an object's
+        _check_labels(gt_labels, scores, num_classes)
+    return Batch(
+        bboxes=bboxes,
+        scores=scores,
+        priors=priors,
+        gt_bboxes=gt_bboxes,
+        gt_labels=gt_labels,
+        gt_mask=gt_mask,
+        pred_mask=pred_mask,
+        predictions=predictions,
+        gt_instances=gt_instances,
+        gt_instances_ignore=gt_instances_ignore or [None] * len(gt_instances),
+        img_metas=[_with_plain_shape(meta or {}) for meta in img_metas or [None] * len(gt_instances)],
+        num_preds=num_preds,
+        dtype=dtype,
+        prior_format=prior_format,
+        score_format=score_format,
+    )
+
+
+def _with_plain_shape(img_meta: dict) -> dict:
+    """The meta information with img_shape as height and width, which is how mmdet's costs unpack it."""
+    shape = img_meta.get('img_shape', ())
+    return {**img_meta, 'img_shape': tuple(shape[:2])} if len(shape) > 2 else img_meta
+
+
+def _stack(predictions: Union[Sequence[InstanceData], Mapping[str, Any]]) -> tuple[int, torch.dtype, dict[str, Tensor]]:
+    """N, the widest dtype of the predictions, at least float32, and the fields that the batched costs read, stacked."""
+    if isinstance(predictions, Mapping):
+        values = {name: as_tensor(value) for name, value in predictions.items()}
+        fields = {name: values[name] for name in STACKED if values.get(name) is not None}
+        shapes = {name: _shape(value) for name, value in fields.items()}
+        if any(len(shape) < 2 for shape in shapes.values()) or len({shape[:2] for shape in shapes.values()}) > 1:
+            raise ValueError(f'predictions must hold tensors of the same B images and N predictions, got {shapes}')
+        num_preds = next((value.size(1) for value in (fields or values).values() if isinstance(value, Tensor)), 0)
+    else:
+        counts = sorted({len(pred) for pred in predictions})
+        if len(counts) > 1:
+            raise ValueError(f'images of one batch must have the same number of predictions, got {counts}')
+        num_preds = counts[0] if counts else 0
+        values = {name: as_tensor(value) for name, value in predictions[0].items()} if predictions else {}
+        fields = {}
+        for name in STACKED:
+            if values.get(name) is None or any(pred.get(name) is None for pred in predictions):
+                continue
+            of_images = [as_tensor(pred[name]) for pred in predictions]
+            shapes = [_shape(value) for value in of_images]
+            if not shapes[0] or len(set(shapes)) > 1:
+                raise ValueError(f'predictions.{name} must be tensors of one shape in all images, got {shapes}')
+            fields[name] = torch.stack(of_images)
+    dtypes = (value.dtype for value in values.values() if isinstance(value, Tensor) and value.is_floating_point())
+    return num_preds, reduce(torch.promote_types, dtypes, torch.float32), fields
+
+
+def _shape(value: Any) -> tuple[int, ...]:
+    """Shape of a tensor; of anything else that of a number."""
+    return tuple(value.shape) if isinstance(value, Tensor) else ()
+
+
+def _pad_ground_truths(
+    labels: list[Tensor], gt_instances: Sequence[InstanceData], dtype: torch.dtype
+) -> tuple[Tensor, Optional[Tensor]]:
+    """Labels (B, M), and boxes (B, M, 4) if all images have some of that form."""
+    if not labels:
+        return torch.zeros(0, 0, dtype=torch.long), torch.zeros(0, 0, 4, dtype=dtype)
+    boxes = [as_tensor(gt.get('bboxes')) for gt in gt_instances]
+    boxes = [box if not isinstance(box, Tensor) or len(box) else box.reshape(0, 4) for box in boxes]
+    if any(_shape(box)[1:] != (4,) for box in boxes):
+        return pad(labels)[0], None
+    gt_labels, gt_bboxes = pad(labels, boxes)
+    return gt_labels, gt_bboxes.to(dtype)
+
+
+def class_labels(gt_instances: Sequence[InstanceData]) -> list[Tensor]:
+    """Labels of each image (M_i,) as int64, whatever integers they came as; without objects any dtype will do.
+
+    Raises:
+        TypeError: If there are none, or they are no integers.
+        ValueError: If their shape is another.
+    """
+    found = []
+    for index, gt in enumerate(gt_instances):
+        labels = gt.get('labels')
+        name = f'gt_instances.labels of image {index} of the batch'
+        if not isinstance(labels, Tensor):
+            raise TypeError(
+                f'{name} must be a tensor of integers, got {"none" if labels is None else type(labels).__name__}; '
+                f'gt_instances holds {sorted(gt.keys())}.'
+            )
+        if labels.dim() != 1 and labels.numel() != len(labels):
+            raise ValueError(
+                f'{name} must have shape ({len(gt)},), one class for each ground truth, got {tuple(labels.shape)}'
+            )
+        found.append(as_labels(labels, name).flatten())
+    return found
+
+
+def _real(of_images: Sequence[Tensor], padded: Tensor) -> Tensor:
+    """False on padding, (B, M); M is the second size of ``padded``."""
+    places = torch.arange(padded.size(1), device=padded.device)
+    return places < to_device_of(places, [len(values) for values in of_images])[:, None]
+
+
+def pad(*fields: Sequence[Tensor]) -> list[Tensor]:
+    """From what each image has, (M_i, ...), to (B, M, ...), zero where an image has less; torch pads one at a time."""
+    real = _real(fields[0], torch.empty(0, max(map(len, fields[0])), device=fields[0][0].device))
+    padded = []
+    for field in fields:
+        values = torch.cat(list(field))
+        mask = real.view(*real.shape, *[1] * (values.dim() - 1))
+        padded.append(values.new_zeros(*real.shape, *values.shape[1:]).masked_scatter_(mask, values))
+    return padded
+
+
+def _check_labels(gt_labels: Tensor, scores: Optional[Tensor], num_classes: Optional[int]) -> None:
+    if not gt_labels.numel() or (scores is None and num_classes is None):
+        return
+    classes = scores.size(-1) if num_classes is None else num_classes
+    there_are = f'the scores have {classes} classes' if num_classes is None else f'num_classes={classes}'
+
+    def complain() -> None:
+        raise ValueError(
+            f'gt_instances.labels holds {gt_labels.min().item()} to {gt_labels.max().item()}, but {there_are}, so that '
+            f'labels are 0 to {classes - 1}: count labels from 0, set num_classes of the head to the number of classes '
+            "of the data set, and check the data set's metainfo."
+        )
+
+    act_if(((gt_labels < 0) | (gt_labels >= classes)).any(), complain)
