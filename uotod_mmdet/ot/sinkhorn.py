@@ -50,6 +50,9 @@ NEWTON_STEPS = 30
 EXACT_BELOW = 128.0
 """Largest cost in units of reg whose rounding in float32 changes the plan by less than 1e-5 of itself."""
 
+CONSTRAINT = 1e8
+"""Penalties more than this many times reg are constraints: the difference is less than float rounding."""
+
 PRECISE_BELOW = 1e12
 """Largest cost in units of reg whose rounding in float64 changes the plan by less than 1e-3 of itself."""
 
@@ -121,12 +124,18 @@ def sinkhorn(
             a marginal is negative.
     """
     batch, rows, columns = _check_shapes(cost, a, b)
-    num_iter, check_every = whole_number('num_iter', num_iter), whole_number('check_every', check_every)
-    newton_after = newton_after if newton_after is None else whole_number('newton_after', newton_after, least=0)
+    num_iter, check_every = (
+        number(name, value, at_least=1, whole=True)
+        for name, value in (('num_iter', num_iter), ('check_every', check_every))
+    )
+    newton_after = number('newton_after', newton_after, at_least=0, whole=True, optional=True)
     reg = _number_of_each('reg', reg, batch)
     reg_a = None if reg_a is None else _number_of_each('reg_a', reg_a, batch)
     reg_b = None if reg_b is None else _number_of_each('reg_b', reg_b, batch)
-    tol, absorb_above = number('tol', tol), number('absorb_above', absorb_above, infinite=True, optional=True)
+    tol, absorb_above = (
+        number('tol', tol, at_least=0),
+        number('absorb_above', absorb_above, infinite=True, optional=True),
+    )
     if batch == 0 or rows == 0 or columns == 0:
         error = cost.new_zeros(batch)
         return SinkhornResult(torch.zeros_like(cost), error.long(), error, error == 0)
@@ -135,6 +144,7 @@ def sinkhorn(
     reg = torch.as_tensor(reg, dtype=torch.float64, device=cost.device).expand(batch)
     # reg_a and reg_b in units of reg; inf on a constrained side
     rho_a, rho_b = (torch.full_like(reg, math.inf) if weight is None else weight / reg for weight in (reg_a, reg_b))
+    rho_a, rho_b = (rho.masked_fill(rho > CONSTRAINT, math.inf) for rho in (rho_a, rho_b))
     # A lost entry of the kernel (underflow) and scalings at their limit together stay below float rounding.
     limit = 30.0 if dtype == torch.float32 else 250.0
     absorb_above = limit / 3 if absorb_above is None else absorb_above
@@ -236,21 +246,6 @@ def sinkhorn(
     if scale is not None:
         plan.mul_(scale.to(dtype)[:, None, None])
     return SinkhornResult(plan, done, error.to(dtype), error <= tol)
-
-
-def whole_number(name: str, value: float, least: int = 1) -> int:
-    """The number as an int; 1000.0 is a whole number, too.
-
-    Raises:
-        ValueError: If the number is not whole, or less than ``least``.
-    """
-    try:
-        whole = int(value)
-    except (TypeError, ValueError, OverflowError):
-        whole = None
-    if isinstance(value, str) or whole is None or whole != value or whole < least:
-        raise ValueError(f'{name} must be a whole number >= {least}, got {value!r}')
-    return whole
 
 
 def _number_of_each(name: str, value: Union[float, Tensor], batch: int) -> Union[float, Tensor]:
