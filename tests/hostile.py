@@ -360,7 +360,9 @@ def varifocal(dice: Dice) -> Case:
     iou_weighted = dice.chance(0.5)
 
     def formula(pred: Tensor, target: Tensor, weight: Any, reduction: str, avg_factor: Any, loss_weight: float) -> dict:
-        focal = torch.where(target > 0, target if iou_weighted else 1.0, alpha * pred.sigmoid().pow(gamma))
+        # Of a target that is learnt, too, as mmdet's.
+        distance = (pred.sigmoid() - target).abs() if target.requires_grad else pred.sigmoid()
+        focal = torch.where(target > 0, target if iou_weighted else 1.0, float(alpha) * distance.pow(float(gamma)))
         loss = (F.softplus(pred) - pred * target) * focal
         return dict(loss=reduced(loss, weight, reduction, avg_factor, loss_weight))
 
@@ -409,7 +411,8 @@ def assigner_options(dice: Dice, name: str, match_costs: list[dict]) -> dict:
             options['topq'] = dice.number(dice.choice(1, 20))
     if name == 'UnbalancedSinkhornAssigner':
         options['reg_pred'] = dice.number(dice.choice(None, 0, 0.1, 1.0, 1e3))
-        options['reg_target'] = dice.number(dice.choice(None, 0.01, 1.0, 0, 1e3))
+        # Not both 0: without penalties a plan is exp(-cost / reg), which half precision need not hold.
+        options['reg_target'] = dice.number(dice.choice(None, 0.01, 1.0, 0.1 if options['reg_pred'] == 0 else 0, 1e3))
     if name == 'ClosestPredictionAssigner':
         options.update(threshold=dice.number(dice.choice(None, 0.0, 5.0)), uniform_background=dice.chance(0.5))
     if name == 'SoftMinAssigner':

@@ -491,9 +491,11 @@ def test_what_backward_needs_must_not_be_changed_before(loss):
 @pytest.mark.parametrize(
     'change, message',
     [
-        (dict(num_iter=10.5), 'num_iter must be a whole number >= 1, got 10.5'),
-        (dict(num_iter=0), 'num_iter must be a whole number >= 1'),
-        (dict(check_every='5'), 'check_every must be a whole number'),
+        (dict(num_iter=10.5), 'num_iter must be a whole number .*, got 10.5'),
+        (dict(num_iter=1e30), 'num_iter must be a whole number of at most'),
+        (dict(num_iter=0), 'num_iter must be >= 1, got 0'),
+        (dict(check_every='5'), 'check_every must be a number'),
+        (dict(tol=-1e-6), 'tol must be >= 0'),
         (dict(reg=0.0), 'reg must be positive'),
         (dict(reg=float('nan')), 'reg must be positive'),
         (dict(reg_a=-1.0), 'reg_a must not be negative'),
@@ -512,7 +514,7 @@ def test_a_transport_problem_that_is_none_is_named(change, message, dtype):
     for name in ('cost', 'a', 'b'):
         if given[name].is_floating_point():
             given[name] = given[name].to(dtype)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, TypeError), match=message):
         sinkhorn(**given)
 
 
@@ -577,3 +579,12 @@ def test_large_logits_lose_nothing_beside_each_other(size, classes):
     found, gradient = with_gradients(lambda x: loss(x, labels.float()), scores, torch.ones(3))
     torch.testing.assert_close(found, expected.float())
     torch.testing.assert_close(gradient, wanted.float())
+
+
+@pytest.mark.parametrize('weight', [1e9, 1e20, 1e30])
+def test_a_penalty_beyond_rounding_is_a_constraint(both, weight):
+    cost, a, b = transport_problem(seed=2)
+    expected = sinkhorn(cost.double(), a.double(), b.double(), 0.1, None, None, tol=1e-9).plan
+    for sides in ((weight, None), (None, weight), (weight, weight)):
+        for result in both(sinkhorn, cost, a, b, 0.1, *sides, tol=1e-5):
+            torch.testing.assert_close(result.plan.double(), expected, rtol=1e-3, atol=1e-6)

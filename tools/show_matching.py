@@ -84,14 +84,14 @@ def title(text: str) -> str:
     return name.replace('Assigner', '') + ('\n' + ', '.join(shown) if shown else '')
 
 
-class Matching(NamedTuple):
+class Seen(NamedTuple):
     """What a head handed to its assigner for one image, and what came back."""
 
     batch: Batch  # of one image
     plan: Tensor  # (N, M + 1), last column the background
 
 
-def record_matchings(assigner: Any) -> list[Matching]:
+def record_matchings(assigner: Any) -> list[Seen]:
     """Let an assigner keep what it is asked and what it answers, an entry an image, in the list that is returned.
 
     Our assigners are asked for plans of whole batches, by our heads directly and by mmdet's through ``assign``; mmdet's
@@ -100,8 +100,8 @@ def record_matchings(assigner: Any) -> list[Matching]:
     seen = []
     if isinstance(assigner, TransportAssigner):
 
-        def plan(batch: Batch) -> tuple[Tensor, Tensor]:
-            costs, plans = type(assigner).plan(assigner, batch)
+        def match_batch(batch: Batch, *args: Any) -> Any:
+            found = type(assigner).match_batch(assigner, batch, *args)
             for index, gts in enumerate(batch.gt_instances):
                 mask = None if batch.pred_mask is None else batch.pred_mask[index : index + 1]
                 single = make_batch(
@@ -113,10 +113,10 @@ def record_matchings(assigner: Any) -> list[Matching]:
                     mask,
                 )
                 columns = [*range(len(gts)), -1]  # without the padding
-                seen.append(Matching(single, plans[index][:, columns]))
-            return costs, plans
+                seen.append(Seen(single, found.plan[index][:, columns]))
+            return found
 
-        assigner.plan = plan
+        assigner.match_batch = match_batch
         return seen
 
     def assign(*args: Any, **kwargs: Any) -> Any:
@@ -127,7 +127,7 @@ def record_matchings(assigner: Any) -> list[Matching]:
         one_hot = torch.zeros(len(pred), len(gts) + 1)
         kept = result.gt_inds >= 0
         one_hot[kept, (result.gt_inds[kept] - 1) % (len(gts) + 1)] = 1
-        seen.append(Matching(make_batch([pred], [gts], metas or None), one_hot))
+        seen.append(Seen(make_batch([pred], [gts], metas or None), one_hot))
         return result
 
     assigner.assign = assign
@@ -268,9 +268,9 @@ def main(arguments: Optional[list[str]] = None) -> int:
         others = [other for other in BESIDE_A_DETECTOR if other != name][:2]
         texts = [name, *(args.strategies or others)]
         strategies = [build_strategy(text, **common) for text in texts[1:]]
-        plans = [plan, *(strategy.plan(batch)[1][0] for strategy in strategies)]
+        plans = [plan, *(strategy.match_batch(batch).plan[0] for strategy in strategies)]
         coster = assigner if isinstance(assigner, TransportAssigner) else build_strategy('HungarianAssigner', **common)
-        cost = type(coster).plan(coster, batch)[0][0]
+        cost = type(coster).match_batch(coster, batch).cost[0]
 
     num_gts = cost.size(1)
     matched = torch.stack([plan[:, :num_gts].sum(1) for plan in plans])

@@ -88,6 +88,7 @@ class ForeignAssigner:
             ValueError: If the assigner answers with another shape, or reads what there is not.
         """
         assigner, shape = self.assigner, (*batch.shape[:2], batch.shape[2] + 1)
+        check_assigner(assigner, _priors_of(batch, assigner))
         plan = torch.zeros(shape, dtype=batch.dtype, device=batch.device)
         for index, gts in enumerate(batch.gt_instances):
             # Tensors of one dtype, whatever box types and dtypes the data set has.
@@ -127,20 +128,17 @@ class ForeignAssigner:
         return Matching(plan, None, None)
 
 
-def batch_matcher(assigner: Any, priors: Optional[str]) -> Union[TransportAssigner, ForeignAssigner]:
-    """What matches a batch: the assigner itself if it is ours, any other wrapped.
+def batch_matcher(assigner: Any) -> Union[TransportAssigner, ForeignAssigner]:
+    """What matches a batch: the assigner itself if it is ours, any other wrapped."""
+    return assigner if isinstance(assigner, TransportAssigner) else ForeignAssigner(assigner)
 
-    Args:
-        assigner: Any assigner.
-        priors: What priors the head has: 'anchors', 'points' with strides, or None.
 
-    Raises:
-        ValueError: If the assigner reads what is not there.
-    """
-    if isinstance(assigner, TransportAssigner):
-        return assigner
-    check_assigner(assigner, priors)
-    return ForeignAssigner(assigner)
+def _priors_of(batch: Batch, assigner: Any) -> Optional[str]:
+    """What priors a batch has; where its maker does not say, the assigner may take priors of equal columns for points."""
+    if batch.priors is None or batch.prior_format != 'auto':
+        return {'anchor': 'anchors', 'point': 'points'}.get(batch.prior_format) if batch.priors is not None else None
+    points = isinstance(assigner, _OF_POINTS) and (batch.priors[..., 2] == batch.priors[..., 3]).all()
+    return 'points' if points else 'anchors'
 
 
 def _assign(assigner: Any, predictions: InstanceData, known: dict[str, Any]) -> AssignResult:

@@ -10,7 +10,7 @@ from mmdet.structures.bbox import get_box_tensor
 from mmengine.structures import InstanceData
 from torch import Tensor
 
-from uotod_mmdet.assigners import check_assigner, match_batch, reads_predicted_boxes
+from uotod_mmdet.assigners import batch_matcher, check_assigner
 from uotod_mmdet.costs import make_batch
 from uotod_mmdet.losses.checks import check_finite, full_precision
 from uotod_mmdet.ops import act_if
@@ -67,6 +67,7 @@ class DenseHead:
         """Refuse an assigner or losses that cannot train this head, before they end in an obscure error or none."""
         name = type(self).__name__
         check_assigner(self.assigner, 'anchors')
+        self.matcher = batch_matcher(self.assigner)
         if hasattr(self, 'loss_cls'):  # SSDHead sets its own later
             check_classification_loss(name, self.loss_cls, self.num_classes, self.cls_out_channels)
             if getattr(self.loss_cls, 'use_sigmoid', self.use_sigmoid_cls) != self.use_sigmoid_cls:
@@ -183,20 +184,23 @@ class DenseHead:
 
         act_if(~inside.any(1).all(), complain)
         predictions = dict(scores=scores.detach(), priors=priors.expand(len(scores), -1, -1))
-        if reads_predicted_boxes(self.assigner):
+        if self.matcher.reads_boxes:
             with torch.no_grad():
                 predictions['bboxes'] = decode(priors)
         batch = make_batch(
             predictions,
             batch_gt_instances,
             batch_img_metas,
-            getattr(self.assigner, 'box_source', 'auto'),
+            self.matcher.box_source,
             batch_gt_instances_ignore,
             inside,
             self.num_classes,
+            prior_format='anchor',
+            score_format='logits',
         )
         check_gt_bboxes(type(self).__name__, batch)
-        pairs = expand(match_batch(self.assigner, batch, num_level_priors), self.min_weight)
+        matching = self.matcher.match_batch(batch, num_level_priors)
+        pairs = expand(matching.plan, self.min_weight)
         return Matched(
             pairs=pairs,
             scores=scores.flatten(0, 1),
@@ -204,9 +208,7 @@ class DenseHead:
             gt_bboxes=batch.gt_bboxes.flatten(0, 1)[pairs.gts],
             gt_labels=batch.gt_labels.flatten()[pairs.gts],
             inside=inside.flatten(),
-            statistics=plan_statistics(
-                pairs, batch.gt_mask, getattr(self.assigner, 'num_iter_done', None), self.assigner
-            ),
+            statistics=plan_statistics(pairs, batch.gt_mask, matching.num_iter, self.assigner),
         )
 
     def label_weights(self, pairs: Pairs) -> Pairs:

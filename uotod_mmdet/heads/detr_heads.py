@@ -14,7 +14,7 @@ from mmdet.utils import reduce_mean
 from mmengine.structures import InstanceData
 from torch import Tensor
 
-from uotod_mmdet.assigners import check_assigner, match_batch
+from uotod_mmdet.assigners import batch_matcher, check_assigner
 from uotod_mmdet.costs import make_batch
 from uotod_mmdet.losses.checks import check_finite, full_precision
 from uotod_mmdet.ops import to_device_of
@@ -75,6 +75,7 @@ class DETRHead(mmdet.models.dense_heads.DETRHead):
         if self.train_cfg:
             name = type(self).__name__
             check_assigner(self.assigner, None)
+            self.matcher = batch_matcher(self.assigner)
             check_classification_loss(name, self.loss_cls, self.num_classes, self.cls_out_channels)
             for argument in ('loss_bbox', 'loss_iou'):
                 check_box_loss(name, argument, getattr(self, argument))
@@ -145,13 +146,15 @@ class DETRHead(mmdet.models.dense_heads.DETRHead):
                 dict(scores=scores.detach(), bboxes=bbox_cxcywh_to_xyxy(boxes.detach()) * sizes[:, None]),
                 list(batch_gt_instances) * num_layers,
                 list(batch_img_metas) * num_layers,
-                getattr(self.assigner, 'box_source', 'auto'),
+                self.matcher.box_source,
                 list(batch_gt_instances_ignore or [None] * num_images) * num_layers,
                 num_classes=self.num_classes,
+                score_format='logits',
             )
             check_gt_bboxes(name, batch)
             check_pair_boxes(name, batch.gt_bboxes, bbox_preds=boxes)
-            pairs = expand(match_batch(self.assigner, batch), self.min_weight, few=not copies_no_rows(self.loss_cls))
+            matching = self.matcher.match_batch(batch)
+            pairs = expand(matching.plan, self.min_weight, few=not copies_no_rows(self.loss_cls))
 
             def by_layer(values: Tensor) -> Tensor:
                 return values.view(num_layers, -1).sum(1)
@@ -183,7 +186,7 @@ class DETRHead(mmdet.models.dense_heads.DETRHead):
             losses = {key: by_layer(loss) / divisors[key] for key, loss in losses.items()}
             check_finite(name, losses, dict(cls_scores=scores, bbox_preds=boxes))
             return losses, plan_statistics(
-                pairs, batch.gt_mask, getattr(self.assigner, 'num_iter_done', None), self.assigner
+                pairs, batch.gt_mask, matching.num_iter, self.assigner
             )
 
 

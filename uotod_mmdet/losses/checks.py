@@ -176,7 +176,8 @@ def check_finite(owner: str, terms: Mapping[str, Tensor], inputs: Mapping[str, O
         bad = [name for name, term in terms.items() if not term.isfinite().all()]
         if not bad:  # only their sum overflows
             return
-        cause = f'{bad[0]} overflows {terms[bad[0]].dtype}, or is not finite by itself, though its input is'
+        given = (f'{name} in {span(value)}' for name, value in inputs.items() if isinstance(value, Tensor))
+        cause = f'{bad[0]} overflows {terms[bad[0]].dtype}, or is not finite by itself, with {", ".join(given)}'
         for name, value in inputs.items():
             value = torch.as_tensor(0.0 if value is None else value)
             count = int((~value.isfinite()).sum())

@@ -10,7 +10,7 @@ from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
 from uotod_mmdet.arguments import number, switch
-from uotod_mmdet.assigners import match_batch
+from uotod_mmdet.assigners import batch_matcher
 from uotod_mmdet.costs import as_labels, make_batch, pad
 from uotod_mmdet.plan import (
     MIN_WEIGHT,
@@ -95,6 +95,7 @@ class DetectionLoss(nn.Module):
             raise ValueError(f"{NAME}: loss_bbox is empty: give at least one loss, such as dict(type='GIoULoss').")
         self.losses_bbox = nn.ModuleList(MODELS.build(loss) for loss in boxes)
         self.assigner = TASK_UTILS.build(assigner)
+        self.matcher = batch_matcher(self.assigner)
         self.bg_class_position = bg_class_position
         use_hard_negative_mining = switch(f'{NAME}: use_hard_negative_mining', use_hard_negative_mining)
         self.neg_to_pos_ratio = number(f'{NAME}: neg_to_pos_ratio', neg_to_pos_ratio, optional=True)
@@ -193,9 +194,8 @@ class DetectionLoss(nn.Module):
             ``loss_cls``; ``loss_bbox``, or one such as ``loss_bbox_l1`` for each of several losses; and
             :func:`~uotod_mmdet.losses.pairs.plan_statistics`, whose names do not contain 'loss'.
         """
-        terms, pairs, gt_mask = self._terms(input, target, anchors, weight, avg_factor, reduction_override, img_metas)
-        num_iter = getattr(self.assigner, 'num_iter_done', None)
-        return {**terms, **plan_statistics(pairs, gt_mask, num_iter, self.assigner)}
+        terms, *found = self._terms(input, target, anchors, weight, avg_factor, reduction_override, img_metas)
+        return {**terms, **plan_statistics(*found, self.assigner)}
 
     def _terms(
         self,
@@ -206,8 +206,8 @@ class DetectionLoss(nn.Module):
         avg_factor: Optional[Union[float, Tensor]],
         reduction_override: Optional[str],
         img_metas: Optional[Sequence[dict]],
-    ) -> tuple[dict[str, Tensor], Pairs, Tensor]:
-        """The parts of the loss by name, the plan, and which ground truths are real (B, M)."""
+    ) -> tuple[dict[str, Tensor], Pairs, Tensor, Optional[Tensor]]:
+        """The parts of the loss by name, the plan, which ground truths are real (B, M), and the solver's iterations."""
         reduction = self.reduction if reduction_override is None else reduction_override
         check_reduction(NAME, reduction, avg_factor)
         logits, boxes = self._predictions(input)
@@ -218,8 +218,9 @@ class DetectionLoss(nn.Module):
                 predictions['priors'] = self._anchors(anchors, boxes)
             gts = [InstanceData(labels=label[m], bboxes=box[m]) for label, box, m in zip(labels, gt_boxes, mask)]
             metas = [dict(img_shape=(1, 1))] * len(gts) if img_metas is None else img_metas
-            batch = make_batch(predictions, gts, metas, getattr(self.assigner, 'box_source', 'auto'))
-            pairs = expand(match_batch(self.assigner, batch), self.min_weight)
+            batch = make_batch(predictions, gts, metas, self.matcher.box_source, score_format='logits')
+            matching = self.matcher.match_batch(batch)
+            pairs = expand(matching.plan, self.min_weight)
             losses = self._losses(logits.flatten(0, 1), boxes.flatten(0, 1), batch.gt_labels, batch.gt_bboxes, pairs)
             if weight is not None:
                 check_tensor(NAME, 'weight', weight, logits.shape[:2], 'It holds one number for each prediction.')
@@ -240,7 +241,7 @@ class DetectionLoss(nn.Module):
                 terms[name] = self.loss_weight * loss
             inputs = dict(weight=weight, avg_factor=avg_factor, pred_logits=logits, pred_boxes=boxes)
             check_finite(NAME, terms, inputs)
-        return terms, pairs, batch.gt_mask
+        return terms, pairs, batch.gt_mask, matching.num_iter
 
     def _losses(
         self, logits: Tensor, boxes: Tensor, gt_labels: Tensor, gt_boxes: Tensor, pairs: Pairs

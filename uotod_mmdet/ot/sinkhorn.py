@@ -37,6 +37,9 @@ from torch import Tensor
 from uotod_mmdet import ops
 from uotod_mmdet.arguments import number
 
+CONSTRAINT = 1e8
+"""Penalties more than this many times reg are constraints: the difference is less than float rounding."""
+
 
 class SinkhornResult(NamedTuple):
     """A plan and how far the iteration got, for each problem of the batch."""
@@ -87,7 +90,7 @@ def sinkhorn(
         scale: Factor of each problem's plan that is returned, (B,). None: 1.
 
     Returns:
-        SinkhornResult: Plan, iterations, error, convergence.
+        SinkhornResult: Plan, potentials, iterations, error, convergence.
 
     Raises:
         TypeError: If a number is none.
@@ -95,17 +98,20 @@ def sinkhorn(
             a marginal is negative.
     """
     batch = _check_shapes(cost, a, b)
-    num_iter, check_every = whole_number('num_iter', num_iter), whole_number('check_every', check_every)
-    newton_after = -1 if newton_after is None else whole_number('newton_after', newton_after, least=0)
+    num_iter, check_every = (
+        number(name, value, at_least=1, whole=True)
+        for name, value in (('num_iter', num_iter), ('check_every', check_every))
+    )
+    newton_after = -1 if newton_after is None else number('newton_after', newton_after, at_least=0, whole=True)
     if absorb_above is None:  # a third of what floats hold: a lost entry of the kernel stays below float rounding
         absorb_above = 10.0 if cost.dtype == torch.float32 else 250.0 / 3
     reg = _number_of_each('reg', reg, batch)
     reg_a = None if reg_a is None else _number_of_each('reg_a', reg_a, batch)
     reg_b = None if reg_b is None else _number_of_each('reg_b', reg_b, batch)
-    tol, absorb_above = number('tol', tol), number('absorb_above', absorb_above, infinite=True)
+    tol, absorb_above = number('tol', tol, at_least=0), number('absorb_above', absorb_above, infinite=True)
     reg = torch.as_tensor(reg, dtype=torch.float64, device=cost.device).expand(batch).contiguous()
-    infinite = torch.full_like(reg, math.inf)
-    rho_a, rho_b = (infinite if weight is None else (weight / reg).contiguous() for weight in (reg_a, reg_b))
+    rho_a, rho_b = (torch.full_like(reg, math.inf) if weight is None else weight / reg for weight in (reg_a, reg_b))
+    rho_a, rho_b = (rho.masked_fill(rho > CONSTRAINT, math.inf) for rho in (rho_a, rho_b))
     scale = torch.ones_like(reg) if scale is None else scale
     a, b, scale = (tensor.to(cost.dtype).contiguous() for tensor in (a, b, scale))
     if cost.numel() == 0:
@@ -114,21 +120,6 @@ def sinkhorn(
     numbers = bool(relative), num_iter, check_every, newton_after, tol, absorb_above
     plan, f, g, done, error = ops.sinkhorn(cost.contiguous(), a, b, reg, rho_a, rho_b, scale, *numbers)
     return SinkhornResult(plan, f, g, done, error.to(cost.dtype), error <= tol)
-
-
-def whole_number(name: str, value: float, least: int = 1) -> int:
-    """The number as an int; 1000.0 is a whole number, too.
-
-    Raises:
-        ValueError: If the number is not whole, or less than ``least``.
-    """
-    try:
-        whole = int(value)
-    except (TypeError, ValueError, OverflowError):
-        whole = None
-    if isinstance(value, str) or whole is None or whole != value or whole < least:
-        raise ValueError(f'{name} must be a whole number >= {least}, got {value!r}')
-    return whole
 
 
 def _number_of_each(name: str, value: Union[float, Tensor], batch: int) -> Union[float, Tensor]:
