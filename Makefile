@@ -5,12 +5,13 @@ VENV ?= .venv
 TORCH ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test lint sanitize clean
+.PHONY: help env demo test quick lint sanitize clean
 
 help:
 	@echo 'make demo    train a tiny detector with optimal-transport matching and show its AP and pictures'
 	@echo 'make test    run the tests; ARGS="-k losses -x" goes to pytest'
-	@echo 'make lint    check style and format with ruff'
+	@echo 'make quick   run the tests that train nothing and start no other process, in less than a minute'
+	@echo 'make lint    check style, format and types: ruff, mypy, clang-format'
 	@echo 'make sanitize  run the tests of the compiled part under the address and undefined-behaviour sanitizers'
 	@echo 'make env     make the Python environment in $(VENV) (the others do this first, if it is missing)'
 	@echo 'make clean   remove build products and work_dirs'
@@ -26,18 +27,32 @@ demo: env
 test: env
 	@'$(VENV)/bin/python' -m pytest $(ARGS)
 
+quick: env
+	@'$(VENV)/bin/python' -m pytest -m 'not slow' $(ARGS)
+
 lint: env
 	@'$(VENV)/bin/python' -m ruff check .
 	@'$(VENV)/bin/python' -m ruff format --check .
+	@'$(VENV)/bin/python' -m mypy
+	@'$(VENV)/bin/clang-format' --dry-run -Werror $(wildcard uotod_mmdet/csrc/*)
 
 # A copy of the package whose compiled part has the sanitizers. Their runtime must be loaded first, and libstdc++ with
-# it, whose exceptions the runtime intercepts.
+# it, whose exceptions the runtime intercepts. The package works without its compiled part, so this fails by itself
+# where that could not be built with the sanitizers or is not the one that is loaded.
 SANITIZE = -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer -g -O1
+SANITIZED = $(CURDIR)/build/sanitize/lib
+SANITIZER = LD_PRELOAD="$$($${CXX:-g++} -print-file-name=libasan.so) $$($${CXX:-g++} -print-file-name=libstdc++.so)" \
+	ASAN_OPTIONS=detect_leaks=0 PYTHONPATH='$(SANITIZED)' PYTHONSAFEPATH=1
+LOADED = import uotod_mmdet.losses, uotod_mmdet.ot; print(open("/proc/self/maps").read())
 sanitize: env
+	@rm -rf build/sanitize
 	@CFLAGS='$(SANITIZE)' LDFLAGS='$(SANITIZE)' '$(VENV)/bin/python' setup.py -q build --build-base build/sanitize --build-lib build/sanitize/lib
-	@LD_PRELOAD="$$($${CXX:-g++} -print-file-name=libasan.so) $$($${CXX:-g++} -print-file-name=libstdc++.so)" ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=build/sanitize/lib \
-		'$(VENV)/bin/pytest' -p no:cacheprovider tests/test_native.py $(ARGS)
+	@grep -q __asan_init '$(SANITIZED)'/uotod_mmdet/_native*.so || \
+		{ echo 'make sanitize: the compiled part was not built with the sanitizers (see above).' >&2; exit 1; }
+	@cd '$(SANITIZED)' && $(SANITIZER) '$(abspath $(VENV))/bin/python' -c '$(LOADED)' | grep -qF '$(SANITIZED)/uotod_mmdet/_native' || \
+		{ echo 'make sanitize: the compiled part with the sanitizers is not loaded (is UOTOD_NATIVE=0 set?).' >&2; exit 1; }
+	@$(SANITIZER) '$(VENV)/bin/pytest' -p no:cacheprovider tests/test_native.py $(ARGS)
 
 clean:
-	rm -rf build dist work_dirs *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf build dist work_dirs *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find uotod_mmdet configs tools tests -name __pycache__ -prune -exec rm -rf {} +

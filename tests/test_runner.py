@@ -23,6 +23,8 @@ from uotod_mmdet import assigners, heads, losses
 sys.path.insert(0, str(TOOLS))
 import show_run  # noqa: E402
 
+pytestmark = pytest.mark.slow
+
 NAMES = ('red', 'green', 'blue', 'grey')
 SOFT = dict(
     type='uotod_mmdet.UnbalancedSinkhornAssigner',

@@ -270,6 +270,7 @@ def test_failed_compile_shows_what_the_compiler_said_and_leaves_nothing(stub, mo
     assert list(folder.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_stopped_setup_stops_what_it_started(stub, tmp_path):
     alive = tmp_path / 'alive'
     os.mkfifo(alive)
@@ -287,6 +288,7 @@ def test_stopped_setup_stops_what_it_started(stub, tmp_path):
     os.close(reader)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('compiler', [True, False], ids=['compiler', 'no compiler'])
 def test_wheel_contains_the_whole_package_and_nothing_else(tmp_path, compiler):
     # From a copy: building leaves folders in the source tree, and what an earlier build left would get in.
