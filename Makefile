@@ -38,7 +38,8 @@ lint: env
 
 # A copy of the package whose compiled part has the sanitizers. Their runtime must be loaded first, and libstdc++ with
 # it, whose exceptions the runtime intercepts. The package works without its compiled part, so this fails by itself
-# where that could not be built with the sanitizers or is not the one that is loaded.
+# where that could not be built with the sanitizers or is not the one that is loaded. setuptools reads CFLAGS or
+# CXXFLAGS, depending on its version.
 SANITIZE = -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer -g -O1
 SANITIZED = $(CURDIR)/build/sanitize/lib
 SANITIZER = LD_PRELOAD="$$($${CXX:-g++} -print-file-name=libasan.so) $$($${CXX:-g++} -print-file-name=libstdc++.so)" \
@@ -46,10 +47,10 @@ SANITIZER = LD_PRELOAD="$$($${CXX:-g++} -print-file-name=libasan.so) $$($${CXX:-
 LOADED = import uotod_mmdet.losses, uotod_mmdet.ot; print(open("/proc/self/maps").read())
 sanitize: env
 	@rm -rf build/sanitize
-	@CFLAGS='$(SANITIZE)' LDFLAGS='$(SANITIZE)' '$(VENV)/bin/python' setup.py -q build --build-base build/sanitize --build-lib build/sanitize/lib
+	@CFLAGS='$(SANITIZE)' CXXFLAGS='$(SANITIZE)' LDFLAGS='$(SANITIZE)' '$(VENV)/bin/python' setup.py -q build --build-base build/sanitize --build-lib build/sanitize/lib
 	@grep -q __asan_init '$(SANITIZED)'/uotod_mmdet/_native*.so || \
 		{ echo 'make sanitize: the compiled part was not built with the sanitizers (see above).' >&2; exit 1; }
-	@cd '$(SANITIZED)' && $(SANITIZER) '$(abspath $(VENV))/bin/python' -c '$(LOADED)' | grep -qF '$(SANITIZED)/uotod_mmdet/_native' || \
+	@cd '$(SANITIZED)' && $(SANITIZER) '$(abspath $(VENV))/bin/python' -c '$(LOADED)' | grep -F '$(SANITIZED)/uotod_mmdet/_native' > /dev/null || \
 		{ echo 'make sanitize: the compiled part with the sanitizers is not loaded (is UOTOD_NATIVE=0 set?).' >&2; exit 1; }
 	@$(SANITIZER) '$(VENV)/bin/pytest' -p no:cacheprovider tests/test_native.py $(ARGS)
 
