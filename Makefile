@@ -10,7 +10,7 @@ TORCH ?=
 help:
 	@echo 'make demo    train a tiny detector with optimal-transport matching and show its AP and pictures'
 	@echo 'make test    run the tests; ARGS="-k losses -x" goes to pytest'
-	@echo 'make quick   run the tests that train nothing and start no other process, in less than a minute'
+	@echo 'make quick   run the fast tests: those that train nothing and start no other process'
 	@echo 'make lint    check style, format and types: ruff, mypy, clang-format'
 	@echo 'make sanitize  run the tests of the compiled part under the address and undefined-behaviour sanitizers'
 	@echo 'make env     make the Python environment in $(VENV) (the others do this first, if it is missing)'
