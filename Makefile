@@ -5,12 +5,13 @@ VENV ?= .venv
 TORCH ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test lint sanitize clean
+.PHONY: help env demo test quick lint sanitize clean
 
 help:
 	@echo 'make demo    train a tiny detector with optimal-transport matching and show its AP and pictures'
 	@echo 'make test    run the tests; ARGS="-k losses -x" goes to pytest'
-	@echo 'make lint    check style and format with ruff'
+	@echo 'make quick   run the fast tests: those that train nothing and start no other process'
+	@echo 'make lint    check style, format and types: ruff, mypy, clang-format'
 	@echo 'make sanitize  run the tests of the compiled part under the address and undefined-behaviour sanitizers'
 	@echo 'make env     make the Python environment in $(VENV) (the others do this first, if it is missing)'
 	@echo 'make clean   remove build products and work_dirs'
@@ -26,9 +27,14 @@ demo: env
 test: env
 	@'$(VENV)/bin/python' -m pytest $(ARGS)
 
+quick: env
+	@'$(VENV)/bin/python' -m pytest -m 'not slow' $(ARGS)
+
 lint: env
 	@'$(VENV)/bin/python' -m ruff check .
 	@'$(VENV)/bin/python' -m ruff format --check .
+	@'$(VENV)/bin/python' -m mypy
+	@'$(VENV)/bin/clang-format' --dry-run -Werror $(wildcard uotod_mmdet/csrc/*)
 
 # A copy of the package whose compiled part has the sanitizers. Their runtime must be loaded first, and libstdc++ with
 # it, whose exceptions the runtime intercepts. The package works without its compiled part, so this fails by itself
@@ -49,5 +55,5 @@ sanitize: env
 	@$(SANITIZER) '$(VENV)/bin/pytest' -p no:cacheprovider tests/test_native.py $(ARGS)
 
 clean:
-	rm -rf build dist work_dirs *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf build dist work_dirs *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find uotod_mmdet configs tools tests -name __pycache__ -prune -exec rm -rf {} +

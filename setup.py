@@ -49,14 +49,16 @@ setup(
     packages=find_packages(include=['uotod_mmdet', 'uotod_mmdet.*']),
     package_data={'uotod_mmdet': ['py.typed', 'csrc/*']},
     ext_modules=[NATIVE],
-    python_requires='>=3.9',
+    python_requires='>=3.10',
     # torch, mmengine, mmcv and mmdet are needed but not listed here. The maintained forks onedl-mmengine, onedl-mmcv
     # and onedl-mmdetection bring the same modules under other distribution names, so pip would install the originals
     # over them. `import uotod_mmdet` checks that they are there and says which command mends what is missing.
     install_requires=['numpy', 'scipy', 'packaging', 'filelock', 'tqdm'],
     extras_require={
         'mmdet': ['mmengine>=0.10.4,<1', 'mmcv>=2.0,<2.2', 'mmdet>=3.3,<3.4'],
-        'tests': ['pytest', 'POT', 'hypothesis', 'ruff'],
+        'tests': ['pytest', 'POT', 'hypothesis'],
+        # Bounded: each version of a formatter formats a little differently.
+        'lint': ['ruff>=0.17,<0.18', 'mypy>=2.4,<2.5', 'clang-format>=23,<24'],
         'plots': ['matplotlib'],
     },
 )

@@ -23,8 +23,11 @@ from uotod_mmdet.datasets import color_boxes
 from uotod_mmdet.datasets.color_boxes import CLASSES, PALETTE, annotation_file, draw_image, make_color_boxes
 
 WIDTH, HEIGHT = 500, 400
-# pycocotools 2.0.11 under numpy 2, once a mask
-pytestmark = pytest.mark.filterwarnings('ignore:__array__ implementation:DeprecationWarning')
+pytestmark = [
+    pytest.mark.slow,
+    # pycocotools 2.0.11 under numpy 2, once a mask
+    pytest.mark.filterwarnings('ignore:__array__ implementation:DeprecationWarning'),
+]
 FORK = multiprocessing.get_context('fork')
 
 

@@ -9,6 +9,8 @@ from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
 from tiny_models import build, images_and_samples
 
+pytestmark = pytest.mark.slow
+
 CONFIGS = Path(__file__).resolve().parent.parent / 'configs'
 FULL_SIZE = sorted(path.name for path in (CONFIGS / 'coco').glob('*.py'))
 SIZES = {'ssd300': 300, 'dino-4scale': 256}  # others 128

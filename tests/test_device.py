@@ -65,6 +65,7 @@ HEADS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('assigner', ['BalancedSinkhornAssigner', 'UnbalancedSinkhornAssigner'])
 @pytest.mark.parametrize('name', HEADS)
 def test_no_value_is_read_in_a_training_step_with_sinkhorn(as_on_a_gpu, name, assigner):

@@ -216,6 +216,7 @@ def test_proposals_with_one_score_each_are_matched_by_their_boxes(name):
         build(name, match_costs=dict(type='FocalLossCost')).assign(proposals, gt, None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     'config', ['faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py', 'cascade_rcnn/cascade-rcnn_r50_fpn_1x_coco.py']
 )

@@ -47,6 +47,7 @@ def image_size(head: str) -> int:
     return 300 if head == 'SSDHead' else 128
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', ['HungarianAssigner', 'BalancedSinkhornAssigner', 'UnbalancedSinkhornAssigner'])
 @pytest.mark.parametrize('head', CONFIGS)
 def test_stock_head_does_a_training_step(head, name):
@@ -79,6 +80,7 @@ OTHER_STRATEGIES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', OTHER_STRATEGIES)
 @pytest.mark.parametrize('head', ['GFLHead', 'RetinaHead', 'YOLOXHead', 'DETRHead'])
 def test_every_strategy_trains_a_stock_head_with_ignored_boxes_and_an_empty_image(head, name):
@@ -102,6 +104,7 @@ def test_every_strategy_trains_a_stock_head_with_ignored_boxes_and_an_empty_imag
     assert -1 not in results[-1].gt_inds
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     'head, name, lr',
     [
@@ -180,6 +183,7 @@ def plan_config(head: str, name: str) -> dict:
 STATISTICS = {'matched_mass', 'unmatched_gts', 'plan_entropy', 'sinkhorn_iters'}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('head', [*DENSE, *QUERY_BASED, *MORE_QUERY_BASED])
 def test_our_head_does_a_training_step_on_a_soft_plan(head):
     detector = build(plan_config(head, 'UnbalancedSinkhornAssigner'))
@@ -225,6 +229,7 @@ def test_ssd_with_our_head_predicts():
     assert len(sample.pred_instances.bboxes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     'head, lr', [('GFLHead', 3e-3), ('ATSSHead', 3e-3), ('VFNetHead', 3e-3), ('RetinaHead', 3e-3), ('DETRHead', 1e-3)]
 )

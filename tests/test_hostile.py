@@ -11,6 +11,7 @@ from uotod_mmdet import losses
 CASES = 2000
 
 
+@pytest.mark.slow
 def test_hostile_input_gives_right_values_or_an_error_that_names_the_argument():
     results = hostile.run_cases(seed=0, numbers=range(CASES))
     assert len(results) == CASES

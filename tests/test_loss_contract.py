@@ -54,6 +54,7 @@ def losses_of(head: nn.Module, name: str) -> dict:
     return head.loss_by_feat(scores, boxes.sigmoid(), gts, metas)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('head, argument', FITTING)
 def test_each_loss_has_the_value_of_mmdets_head_or_is_refused_with_those_that_fit(head, argument):
     built, equal = set(), set()

@@ -56,6 +56,7 @@ def test_one_of_other_sources_is_not_used(monkeypatch):
         assert native._load() is None
 
 
+@pytest.mark.slow
 @compiled
 def test_the_tests_of_the_torch_code_pass_without_it():
     folder = Path(__file__).parent

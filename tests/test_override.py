@@ -9,6 +9,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / 'tools'))
 
 import check_override  # noqa: E402
 
+pytestmark = pytest.mark.slow
+
 EQUAL = [
     'atss/atss_r50_fpn_1x_coco.py',
     'dino/dino-4scale_r50_8xb2-12e_coco.py',

@@ -371,6 +371,7 @@ def two_processes(tmp_path_factory):
     return [torch.load(folder / f'{rank}.pth', weights_only=True) for rank in range(2)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('head', SYNCHRONISED)
 def test_two_processes_have_the_losses_and_gradients_of_the_joint_batch(head, two_processes):
     losses, gradients = _losses_and_gradients(head, [0, 1, 2])

@@ -55,11 +55,13 @@ def build_in_a_new_process(tmp_path, **kwargs):
 OURS = ['mmdet GFLHead', 'uotod_mmdet QualityFocalLoss', 'uotod_mmdet DistributionFocalLoss']
 
 
+@pytest.mark.slow
 def test_the_prefix_alone_is_enough(tmp_path):
     lines, _ = build_in_a_new_process(tmp_path, scope='uotod_mmdet.', assigner_scope='uotod_mmdet.')
     assert lines == [*OURS, 'uotod_mmdet HungarianAssigner']
 
 
+@pytest.mark.slow
 def test_custom_imports_register_what_does_not_collide(tmp_path):
     imports = "custom_imports = dict(imports=['uotod_mmdet'])"
     lines, _ = build_in_a_new_process(tmp_path, imports=imports, assigner='UnbalancedSinkhornAssigner')
@@ -71,6 +73,7 @@ def test_custom_imports_register_what_does_not_collide(tmp_path):
     ]
 
 
+@pytest.mark.slow
 def test_override_takes_mmdets_names_and_says_so_once(tmp_path):
     imports = "custom_imports = dict(imports=['uotod_mmdet.override'])"
     lines, output = build_in_a_new_process(tmp_path, imports=imports)
@@ -262,6 +265,7 @@ print('JSON' + json.dumps([found, errors]))
 """
 
 
+@pytest.mark.slow
 def test_override_leaves_to_mmdet_what_ours_cannot_do_and_nothing_else(tmp_path):
     run = subprocess.run([sys.executable, '-c', OVERRIDE, str(tmp_path)], capture_output=True, text=True, timeout=200)
     assert run.returncode == 0, run.stderr

@@ -17,6 +17,184 @@ from tiny_runs import (
 )
 
 sys.path.insert(0, str(TOOLS))
+<<<<<<< HEAD
+=======
+import show_run  # noqa: E402
+
+pytestmark = pytest.mark.slow
+
+NAMES = ('red', 'green', 'blue', 'grey')
+SOFT = dict(
+    type='uotod_mmdet.UnbalancedSinkhornAssigner',
+    box_source='priors',
+    match_costs=[
+        dict(type='IoUCost', iou_mode='giou'),
+        dict(type='uotod_mmdet.PriorCenterCost'),
+        dict(type='FocalLossCost'),
+    ],
+    reg=0.1,
+)
+SCHEDULE = dict(type='uotod_mmdet.AssignerScheduleHook', param='reg', start=0.2, stop=0.05)
+
+
+def write_annotations(root, name, labels=(0, 1, 2, 3, 0, 1), names=NAMES, box=(8, 8, 40, 32)):
+    """Six images of one object each, in COCO's format; ids are those of the category's place."""
+    images = [dict(id=index, file_name=f'{index}.png', width=64, height=64) for index in range(len(labels))]
+    annotations = [
+        dict(id=index + 1, image_id=index, category_id=label + 1, bbox=list(box), area=box[2] * box[3], iscrowd=0)
+        for index, label in enumerate(labels)
+    ]
+    categories = [dict(id=index, name=name) for index, name in enumerate(names, start=1)]
+    (root / name).write_text(json.dumps(dict(images=images, annotations=annotations, categories=categories)))
+
+
+@pytest.fixture(scope='module')
+def data(tmp_path_factory):
+    """A folder with six images of 64 x 64 and their annotations."""
+    root = tmp_path_factory.mktemp('data')
+    write_annotations(root, 'train.json')
+    for index in range(6):
+        cv2.imwrite(str(root / f'{index}.png'), np.random.default_rng(index).integers(0, 255, (64, 64, 3), np.uint8))
+    return root
+
+
+def tiny_run(data, **changes):
+    """A config, as a dict: three iterations an epoch, validation of all images."""
+    model = tiny_config('GFLHead', SOFT)
+    model.bbox_head.type = 'uotod_mmdet.GFLHead'
+    model.bbox_head.loss_cls.type = 'uotod_mmdet.QualityFocalLoss'
+    model.bbox_head.loss_dfl.type = 'uotod_mmdet.DistributionFocalLoss'
+    model.bbox_head.norm_cfg = dict(type='BN')  # GroupNorm cannot normalise a single pixel
+    model.test_cfg.score_thr = 0.0
+    load, annotations = dict(type='LoadImageFromFile'), dict(type='LoadAnnotations', with_bbox=True)
+    meta_keys = ('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')
+    dataset = dict(
+        type='CocoDataset',
+        data_root=str(data),
+        ann_file='train.json',
+        data_prefix=dict(img=''),
+        metainfo=dict(classes=NAMES),
+    )
+    loader = dict(batch_size=2, num_workers=0)
+    train = dict(**dataset, pipeline=[load, annotations, dict(type='PackDetInputs')])
+    val = dict(**dataset, test_mode=True)
+    resize = dict(type='Resize', scale=(64, 64), keep_ratio=True)
+    val['pipeline'] = [load, resize, annotations, dict(type='PackDetInputs', meta_keys=meta_keys)]
+    cfg = dict(
+        default_scope='mmdet',
+        model=model,
+        train_dataloader=dict(dataset=train, sampler=dict(type='DefaultSampler', shuffle=True), **loader),
+        val_dataloader=dict(dataset=val, sampler=dict(type='DefaultSampler', shuffle=False), **loader),
+        val_evaluator=dict(type='CocoMetric', ann_file=str(data / 'train.json'), metric='bbox'),
+        train_cfg=dict(type='EpochBasedTrainLoop', max_epochs=2),
+        val_cfg=dict(type='ValLoop'),
+        optim_wrapper=dict(optimizer=dict(type='SGD', lr=1e-3)),
+        default_hooks=dict(
+            logger=dict(type='LoggerHook', interval=1), checkpoint=dict(type='CheckpointHook', save_optimizer=False)
+        ),
+        log_processor=dict(type='LogProcessor', window_size=1),
+        visualizer=dict(type='DetLocalVisualizer', vis_backends=[dict(type='LocalVisBackend')], name='visualizer'),
+        randomness=dict(seed=0),
+    )
+    cfg.update(
+        test_dataloader=cfg['val_dataloader'], test_evaluator=cfg['val_evaluator'], test_cfg=dict(type='TestLoop')
+    )
+    cfg = Config(cfg)
+    cfg.merge_from_dict(copy.deepcopy(changes))
+    return cfg
+
+
+BY_ITERATION = {
+    'train_cfg': dict(type='IterBasedTrainLoop', _delete_=True, max_iters=6, val_interval=2),
+    'train_dataloader.sampler.type': 'InfiniteSampler',
+}
+
+
+def without_validation(cfg):
+    for name in ('val_dataloader', 'val_evaluator', 'val_cfg'):
+        cfg[name] = None
+    return cfg
+
+
+def train(cfg, work_dir, *flags, name='config.py'):
+    """Train by tools/train.py in this process."""
+    work_dir.mkdir(exist_ok=True)
+    path = work_dir.parent / f'{work_dir.name}_{name}'
+    cfg.dump(path)
+    call_tool('train.py', path, '--work-dir', work_dir, *flags)
+    return work_dir
+
+
+def warnings_of(work_dir):
+    return [line for log in logs(work_dir) for line in log.splitlines() if ' - WARNING - ' in line]
+
+
+@pytest.mark.parametrize(
+    ('loop', 'expected'), [({}, [0.2] * 3 + [0.05] * 3), (BY_ITERATION, np.linspace(0.2, 0.05, 6))]
+)
+def test_a_schedule_moves_as_the_training_loop_counts(tmp_path, data, loop, expected):
+    cfg = without_validation(tiny_run(data, custom_hooks=[SCHEDULE], **loop))
+    work_dir = train(cfg, tmp_path / 'run')
+    np.testing.assert_allclose([line['reg'] for line in scalars(work_dir, 'reg')], expected)
+    assert not any('AssignerScheduleHook' in line for line in warnings_of(work_dir))
+
+
+def test_iterations_are_counted_in_a_loop_of_epochs_where_the_schedule_says_so(tmp_path, data):
+    cfg = without_validation(tiny_run(data, custom_hooks=[dict(SCHEDULE, by_epoch=False, begin=1, end=4)]))
+    values = [line['reg'] for line in scalars(train(cfg, tmp_path / 'run'), 'reg')]
+    np.testing.assert_allclose(values, [0.2, 0.2, 0.125, 0.05, 0.05, 0.05])
+
+
+def test_a_schedule_by_epoch_in_a_loop_of_iterations_is_refused(tmp_path, data):
+    cfg = without_validation(tiny_run(data, custom_hooks=[dict(SCHEDULE, by_epoch=True)], **BY_ITERATION))
+    with pytest.raises(ValueError, match=r'by_epoch=True for reg, but IterBasedTrainLoop .* by_epoch=False.* 6\)'):
+        train(cfg, tmp_path / 'run')
+
+
+@pytest.mark.parametrize(
+    ('given', 'ends_at'), [(dict(begin=1, end=4), '0.2'), (dict(begin=5), '0.2'), (dict(end=3), '0.125')]
+)
+def test_a_schedule_beyond_the_training_says_where_it_ends(tmp_path, data, given, ends_at):
+    work_dir = train(without_validation(tiny_run(data, custom_hooks=[dict(SCHEDULE, **given)])), tmp_path / 'run')
+    (warning,) = [line for line in warnings_of(work_dir) if 'AssignerScheduleHook' in line]
+    assert f'beyond the 2 epochs of the training: reg ends at {ends_at} instead of 0.05' in warning
+    assert scalars(work_dir, 'reg')[-1]['reg'] == pytest.approx(float(ends_at))
+
+
+def test_a_run_resumed_for_more_epochs_has_the_schedule_of_the_longer_run(tmp_path, data):
+    cfg = without_validation(tiny_run(data, custom_hooks=[SCHEDULE]))
+    work_dir = train(cfg, tmp_path / 'run')
+    cfg.train_cfg.max_epochs = 4
+    train(cfg, work_dir, '--resume')
+    values = [line['reg'] for line in scalars(work_dir, 'reg')]
+    np.testing.assert_allclose(values, [0.2] * 3 + [0.05] * 3 + [0.1] * 3 + [0.05] * 3)
+
+
+def validations(work_dir):
+    """What tools/show_run.py puts on its axis: the unit, and place and seconds of each validation, which tell it."""
+    run = show_run.read_run(work_dir)
+    return run.unit, [(f'{place:g}', line['time']) for place, line in run.val.items()]
+
+
+def seconds(work_dir):
+    return [line['time'] for line in scalars(work_dir, 'coco/bbox_mAP')]
+
+
+@pytest.mark.parametrize(('interval', 'by_epoch'), [(1, True), (5, True), (3, False)])
+def test_show_run_counts_iterations_in_a_run_by_iteration(tmp_path, data, interval, by_epoch):
+    cfg = tiny_run(data, **BY_ITERATION)
+    cfg.train_cfg.max_iters = 7
+    cfg.default_hooks.logger.update(interval=interval, log_metric_by_epoch=by_epoch)
+    cfg.log_processor.by_epoch = by_epoch
+    work_dir = train(cfg, tmp_path / 'run')
+    rows = list(zip('2467', seconds(work_dir)))
+    assert len(rows) == 4
+    assert validations(work_dir) == ('iteration', rows)
+    if interval == 5:
+        lines = [line.split()[:2] for line in call_tool('show_run.py', work_dir, '--images', 1).splitlines()]
+        at = lines.index(['iteration', 'bbox_mAP'])
+        assert [words[:1] for words in lines[at + 1 : at + 5]] == [['2'], ['4'], ['6'], ['7']]
+>>>>>>> wip-habits
 
 
 def test_show_run_joins_a_resumed_run_by_iteration(tmp_path, data):

@@ -4,6 +4,7 @@ import collections
 import importlib.util
 import json
 import os
+import re
 import select
 import shutil
 import subprocess
@@ -270,6 +271,7 @@ def test_failed_compile_shows_what_the_compiler_said_and_leaves_nothing(stub, mo
     assert list(folder.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_stopped_setup_stops_what_it_started(stub, tmp_path):
     alive = tmp_path / 'alive'
     os.mkfifo(alive)
@@ -287,6 +289,7 @@ def test_stopped_setup_stops_what_it_started(stub, tmp_path):
     os.close(reader)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('compiler', [True, False], ids=['compiler', 'no compiler'])
 def test_wheel_contains_the_whole_package_and_nothing_else(tmp_path, compiler):
     # From a copy: building leaves folders in the source tree, and what an earlier build left would get in.
@@ -314,3 +317,93 @@ def test_wheel_contains_the_whole_package_and_nothing_else(tmp_path, compiler):
 
     required = [line for line in metadata.splitlines() if line.startswith('Requires-Dist') and 'extra ==' not in line]
     assert sorted(line.split()[1] for line in required) == ['filelock', 'numpy', 'packaging', 'scipy', 'tqdm']
+
+
+def make(*arguments, **options):
+    """Run `make` as by itself, also under a `make test`, with no set-up of the environment."""
+    env = {name: value for name, value in os.environ.items() if name not in ('MAKEFLAGS', 'MAKELEVEL', 'ARGS')}
+    return subprocess.run(['make', *arguments, 'PYTHON=true'], capture_output=True, text=True, env=env, **options)
+
+
+def recipe(target):
+    """What `make` would run for a target."""
+    return make('-n', '-C', ROOT, target, 'VENV=/venv').stdout
+
+
+def test_all_places_ask_for_the_same_python():
+    def found(pattern, path):
+        (version,) = set(re.findall(pattern, (ROOT / path).read_text(encoding='utf-8')))
+        return tuple(map(int, re.findall(r'\d+', version) if '.' in version else (version[0], version[1:])))
+
+    versions = {
+        found(r"python_requires='>=([\d.]+)'", 'setup.py'),
+        found(r'Python (\d[\d.]+) or later', 'README.md'),
+        found(r'Python (\d[\d.]+) or later', 'CONTRIBUTING.md'),
+        found(r'Python (\d[\d.]+) or later', 'tools/setup_env.py'),
+        found(r"target-version = 'py(\d+)'", 'pyproject.toml'),
+        found(r"python_version = '([\d.]+)'", 'pyproject.toml'),
+    }
+    assert len(versions) == 1
+    (version,) = versions
+    assert re.findall(r'\((\d), (\d+)\) or os.name|>= \[(\d), (\d+)\]', SCRIPT.read_text()) == [
+        (*map(str, version), '', ''),
+        ('', '', *map(str, version)),
+    ]
+
+
+def test_a_fresh_environment_has_the_tools_of_make_lint():
+    tools = {
+        module or script for module, script in re.findall(r"/venv/bin/(?:python' -m ([\w-]+)|([\w-]+))", recipe('lint'))
+    }
+    assert tools == {'ruff', 'mypy', 'clang-format'}
+    extras = re.search(r'\{ROOT\}\[([\w,]+)\]', SCRIPT.read_text())[1].split(',')
+    code = 'import json, setuptools; setuptools.setup = lambda **words: print(json.dumps(words["extras_require"])); '
+    code += 'exec(compile(open("setup.py").read(), "setup.py", "exec"), {"__file__": "setup.py", "__name__": "setup"})'
+    done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, check=True, capture_output=True, text=True)
+    packages = json.loads(done.stdout)
+    installed = {re.match(r'[\w-]+', requirement)[0] for extra in extras for requirement in packages[extra]}
+    assert tools <= installed
+
+
+def test_continuous_integration_tests_before_it_checks_style():
+    commands = [line for line in (ROOT / '.ci' / 'run').read_text().splitlines() if line.startswith('make ')]
+    assert commands == ['make test', 'make lint']
+
+
+def test_make_quick_leaves_out_what_trains():
+    assert "-m 'not slow'" in recipe('quick')
+    assert 'slow' not in recipe('test')
+
+
+def run_sanitize(folder, library, maps):
+    """Run `make sanitize` with a Python that leaves this library and has these files loaded."""
+    built = folder / 'build' / 'sanitize' / 'lib' / 'uotod_mmdet'
+    python = folder / 'bin' / 'python'
+    python.parent.mkdir()
+    python.write_text(
+        f'#!/bin/sh\ntest "$1" = -c && {{ echo {maps}; exit; }}\n'
+        f'mkdir -p {built} && echo {library} > {built}/_native.so\n'
+    )
+    (folder / 'bin' / 'pytest').write_text('#!/bin/sh\necho tests ran\n')
+    for script in python.parent.iterdir():
+        script.chmod(0o755)
+    shutil.copy(ROOT / 'Makefile', folder)
+    return make('sanitize', f'VENV={folder}', 'CXX=true', cwd=folder)
+
+
+def test_sanitizing_runs_the_tests_where_the_sanitized_library_is_loaded(tmp_path):
+    done = run_sanitize(tmp_path, '__asan_init', tmp_path / 'build/sanitize/lib/uotod_mmdet/_native.so')
+    assert done.returncode == 0 and 'tests ran' in done.stdout
+
+
+@pytest.mark.parametrize(
+    ('library', 'loaded', 'message'),
+    [
+        ('plain', 'build/sanitize/lib/uotod_mmdet/_native.so', 'was not built with the sanitizers'),
+        ('__asan_init', 'uotod_mmdet/_native.so', 'is not loaded'),
+        ('__asan_init', 'libc.so.6', 'is not loaded'),
+    ],
+)
+def test_sanitizing_fails_without_the_sanitized_library(tmp_path, library, loaded, message):
+    done = run_sanitize(tmp_path, library, tmp_path / loaded)
+    assert done.returncode and message in done.stderr and 'tests ran' not in done.stdout

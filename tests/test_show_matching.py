@@ -16,6 +16,8 @@ from test_sinkhorn import FIGURE_PLANS
 from test_tools import draw_cells
 from tiny_models import DENSE, MORE_QUERY_BASED, QUERY_BASED, shrink_backbone, tiny_config
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / 'tools'))
 import show_matching  # noqa: E402

@@ -29,6 +29,8 @@ from packaging.version import Version
 
 from uotod_mmdet.datasets.color_boxes import WIDTH, make_color_boxes
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parent.parent
 TOOLS = ROOT / 'tools'
 BCCD_CONFIGS = [f'configs/bccd/gfl_tiny_{assigner}_20e.py' for assigner in ('atss', 'sinkhorn', 'soft')]

@@ -83,6 +83,7 @@ def test_mmcv_lite_is_named_as_such(monkeypatch):
     assert_mends(message, 'mmcv')
 
 
+@pytest.mark.slow
 def test_import_under_mmcv_without_compiled_ops_says_how_to_mend_it():
     script = """
 import sys

@@ -24,8 +24,8 @@ import zipfile
 from pathlib import Path
 from typing import Optional
 
-if sys.version_info < (3, 9) or os.name != 'posix':
-    sys.exit('setup_env: Python 3.9 or later on Linux or macOS is needed; name another Python (make: PYTHON=...).')
+if sys.version_info < (3, 10) or os.name != 'posix':
+    sys.exit('setup_env: Python 3.10 or later on Linux or macOS is needed; name another Python (make: PYTHON=...).')
 
 import fcntl  # noqa: E402  (not on Windows)
 
@@ -292,11 +292,11 @@ class Setup:
 
     def check(self) -> None:
         """Find out early what would fail late."""
-        works = self.env is not None and self.env['python'] >= [3, 9]
+        works = self.env is not None and self.env['python'] >= [3, 10]
         empty = not self.venv.exists() or not any(self.venv.iterdir())
         if not works and not empty:
             raise SetupError(
-                f'{self.venv} is not a virtual environment with a working Python 3.9 or later. Remove it or choose '
+                f'{self.venv} is not a virtual environment with a working Python 3.10 or later. Remove it or choose '
                 'another folder (--venv; make: VENV=...).'
             )
         if self.env is None and not (importlib.util.find_spec('venv') and importlib.util.find_spec('ensurepip')):
@@ -410,7 +410,7 @@ class Setup:
     def install_packages(self) -> None:
         if 'mmdet' not in self.env['foreign']:
             self.install(MMDET)
-        self.install('--no-build-isolation', '-e', f'{ROOT}[tests,plots]')
+        self.install('--no-build-isolation', '-e', f'{ROOT}[tests,lint,plots]')
 
     def verify(self) -> None:
         code = 'import torch, cv2, mmengine, mmcv.ops, mmdet.models, uotod_mmdet.ops.native as native; print(native.library)'

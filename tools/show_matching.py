@@ -165,7 +165,7 @@ def without_pretrained(cfg: dict) -> None:
 
 
 def matching_of_an_image(cfg: Config, checkpoint: Optional[str], index: Optional[int]) -> tuple:
-    """A training image (H, W, 3) RGB, the :class:`Matching` of the head's last layer on it, and the assigner."""
+    """A training image (H, W, 3) RGB, the :class:`Seen` of the head's last layer on it, and the assigner."""
     model = build_detector(cfg, checkpoint)
     dataset = DATASETS.build(cfg.train_dataloader.dataset)
     if index is not None and not 0 <= index < len(dataset):
