@@ -699,26 +699,9 @@ def match_costs(dice: Dice) -> Case:
         img_metas=[dict(img_shape=(100, 100))] * images,
         pred_mask=dice.mask(images, preds),
     )
-    out_way = (
-        dice.choice(None, None, 'part of a larger')
-        if not dice.bad(0.1)
-        else dice.choice('double', 'integer', 'transposed', 'wrong shape', 'half')
-    )
-
     def run(**given: Any) -> dict:
         batch = costs.make_batch(**given)
-        shape, out = batch.shape, None
-        empty = partial(torch.empty, dtype=batch.dtype)
-        if out_way == 'part of a larger':
-            out = empty(*shape[:2], shape[2] + 1)[:, :, :-1]
-        elif out_way == 'transposed':
-            out = empty(shape[2], shape[1], shape[0]).permute(2, 1, 0)
-        elif out_way == 'wrong shape':
-            out = empty(*shape[:2], shape[2] + 1)
-        elif out_way:
-            dtype = dict(double=torch.float64, integer=torch.int64, half=torch.float16)[out_way]
-            out = empty(shape, dtype=dtype)
-        found = costs.batch_cost([TASK_UTILS.build(cost) for cost in terms], batch, out)
+        found = costs.batch_cost([TASK_UTILS.build(cost) for cost in terms], batch)
         return dict(cost=found, mask=batch.gt_mask)
 
     def check(given: dict, answer: dict) -> Optional[str]:

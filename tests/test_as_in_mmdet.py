@@ -387,7 +387,7 @@ def test_mmdets_box_types_are_read_wherever_boxes_come_in(name, kind, corner_siz
         only_priors = InstanceData(priors=form(boxes))
         results.append(build(name, match_costs=terms[0]).assign(only_priors, gt, {}, ignored))
         batch = make_batch([pred], [gt], [dict(img_shape=(100, 100))], gt_instances_ignore=[ignored])
-        costs += [assigner.plan(batch)[1], *(term(pred, gt)[None] for term in terms[2:6])]
+        costs += [assigner.match_batch(batch).plan, *(term(pred, gt)[None] for term in terms[2:6])]
     for found, expected in zip(results[2:], results):
         assert torch.equal(found.gt_inds, expected.gt_inds) and (expected.gt_inds == -1).any()
         assert torch.equal(found.max_overlaps, expected.max_overlaps) and expected.max_overlaps.max() > 0

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from mmdet.structures.bbox import HorizontalBoxes
 from mmengine.structures import InstanceData
 
-from uotod_mmdet.assigners import match_batch
+from uotod_mmdet.assigners import batch_matcher
 from uotod_mmdet.costs import make_batch
 from uotod_mmdet.losses.checks import box_limit
 from uotod_mmdet.plan import MIN_WEIGHT, box_losses, expand, pair_losses
@@ -163,7 +163,7 @@ def test_equals_the_dense_formula(position, weighted, ratio, reduction, with_anc
         for labels, boxes, real in zip(case['target']['labels'], case['target']['boxes'], mask)
     ]
     batch = make_batch(predictions, gts, [dict(img_shape=(1, 1))] * B, assigner.get('box_source', 'auto'))
-    compact = match_batch(TASK_UTILS.build(assigner), batch)
+    compact = batch_matcher(TASK_UTILS.build(assigner)).match_batch(batch).plan
     plan = compact.new_zeros(B, N, M + 1)  # in the columns of the padded targets
     for image, real in enumerate(mask):
         plan[image, :, :-1][:, real] = compact[image, :, : real.sum()]

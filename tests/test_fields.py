@@ -85,7 +85,7 @@ def test_masks_in_half_precision_are_matched_in_float32(dtype):
 def test_every_strategy_matches_masks_by_the_sum_of_mmdets_costs(name):
     images = [masks(num_gts=count, seed=count) for count in (3, 0, 5)]
     assigner = build(name, match_costs=MASK_COSTS)
-    cost, plan = assigner.plan(make_batch([pred for pred, _ in images], [gt for _, gt in images]))
+    plan, cost, _ = assigner.match_batch(make_batch([pred for pred, _ in images], [gt for _, gt in images]))
     for index, (pred, gt) in enumerate(images):
         if len(gt):
             expected = sum(term(pred, gt) for term in assigner.match_costs)
@@ -297,7 +297,7 @@ def test_batches_without_images_and_images_without_predictions_or_objects_are_ma
     assigner = build(name, match_costs=[dict(type='FocalLossCost'), dict(type='IoUCost')])
     for predictions in ([], dict(bboxes=torch.zeros(0, 7, 4), scores=torch.zeros(0, 7, 3))):
         batch = make_batch(predictions, [])
-        cost, plan = assigner.plan(batch)
+        plan, cost, _ = assigner.match_batch(batch)
         num_preds = 7 if predictions else 0
         assert cost.shape == (0, num_preds, 0) and plan.shape == (0, num_preds, 1)
         assert batch_cost(assigner.match_costs, batch).shape == (0, num_preds, 0)
@@ -305,7 +305,7 @@ def test_batches_without_images_and_images_without_predictions_or_objects_are_ma
         pred = InstanceData(bboxes=corners(num_preds), scores=torch.randn(num_preds, 3))
         gt = InstanceData(bboxes=corners(num_gts), labels=torch.zeros(num_gts).long())
         ignored = InstanceData(bboxes=corners(1))
-        plan = assigner.plan(make_batch([pred], [gt], gt_instances_ignore=[ignored]))[1]
+        plan = assigner.match_batch(make_batch([pred], [gt], gt_instances_ignore=[ignored])).plan
         assert plan.shape == (1, num_preds, num_gts + 1) and torch.isfinite(plan).all()
         result = assigner.assign(pred, gt, {}, ignored)
         assert result.num_gts == num_gts and result.gt_inds.le(0).all() and len(result.gt_inds) == num_preds

@@ -7,7 +7,7 @@ from mmdet.registry import MODELS, TASK_UTILS
 from mmengine.structures import InstanceData
 from test_plan_heads import assert_same_losses, dense_outputs, detr_outputs, ground_truths, head_config
 
-from uotod_mmdet.assigners import match_batch
+from uotod_mmdet.assigners import batch_matcher
 from uotod_mmdet.costs import make_batch
 
 COSTS = [dict(type='FocalLossCost'), dict(type='BBoxL1Cost'), dict(type='IoUCost')]
@@ -97,7 +97,7 @@ def test_the_plan_is_what_the_assigner_answers(name):
     assigner = TASK_UTILS.build(dict(type=name, **ARGUMENTS[name]))
     meta = dict(img_shape=(64, 64))
     batch = make_batch(dict(scores=scores[None], bboxes=boxes[None], priors=priors[None]), [gt], [meta])
-    (plan,) = match_batch(assigner, batch)
+    (plan,) = batch_matcher(assigner).match_batch(batch).plan
     pred = InstanceData(priors=priors, bboxes=boxes, decoder_priors=boxes, scores=scores.sigmoid())
     if name == 'TopkHungarianAssigner':
         result = assigner.assign(pred.scores, boxes, gt.bboxes, gt.labels, meta)

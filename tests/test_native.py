@@ -192,8 +192,7 @@ def test_costs_are_those_of_the_torch_code(both, names, classes, size):
     costs = [TASK_UTILS.build(COSTS_CONFIGS[name]) for name in names]
     found, expected = both(batch_cost, costs, batch)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
-    larger = torch.full((3, 37, 10), 7.0)
-    batch_cost(costs, batch, larger[:, :, :-1])
+    larger = costs_and_background(costs, batch, 7.0)
     assert torch.equal(larger[:, :, :-1], found)
     assert larger[:, :, -1].eq(7).all()
 
@@ -447,24 +446,6 @@ def test_expand_lists_the_pairs_of_a_plan_of_any_dtype(dtype):
     pairs = expand(plan.to(dtype))
     assert pairs.rows.tolist() == [0, 2] and pairs.gts.tolist() == [0, 1]
     assert pairs.weight.tolist() == [1, 1] and pairs.background.tolist() == [0, 1, 0]
-
-
-def test_costs_may_be_summed_to_a_strided_place_but_to_no_other_dtype():
-    generator = torch.Generator().manual_seed(0)
-    predictions = dict(bboxes=random_boxes(2, 5, generator=generator))
-    truths = [InstanceData(bboxes=random_boxes(3, generator=generator), labels=torch.zeros(3, dtype=torch.long))] * 2
-    batch = make_batch(predictions, truths, [dict(img_shape=(99, 99))] * 2)
-    costs = [TASK_UTILS.build(COSTS_CONFIGS[name]) for name in ('giou', 'l1')]
-    expected = batch_cost(costs, batch)
-    for other in (torch.full((2, 5, 3), 7.0, dtype=torch.float64), torch.full((2, 5, 3), 7)):
-        with pytest.raises(ValueError, match='out must'):
-            batch_cost(costs, batch, other)
-        assert other.eq(7).all()
-    strided = torch.full((2, 3, 5), 7.0).transpose(1, 2)
-    torch.testing.assert_close(batch_cost(costs, batch, strided), expected)
-    one_mask = batch._replace(gt_mask=torch.tensor([[True, False, True]]))  # for both images
-    with pytest.raises(ValueError, match='out must be torch.float32 of shape'):
-        batch_cost(costs, one_mask, torch.empty(2, 5, 3))
 
 
 @compiled

@@ -192,7 +192,7 @@ def test_each_head_of_ours_shows_the_plan_that_it_trains_on(tmp_path, photos, he
     if batch.scores is not None:
         torch.testing.assert_close(batch.scores[0], scores, rtol=0, atol=0)
     if assigner == 'ours':
-        torch.testing.assert_close(plan, built.bbox_head.assigner.plan(batch)[1][0])
+        torch.testing.assert_close(plan, built.bbox_head.assigner.match_batch(batch).plan[0])
     assert set(plan.unique().tolist()) <= {0, 1} and (plan[:, :2].sum(0) >= 1).all()
 
 

@@ -24,7 +24,7 @@ from benchmark_scaling import scaling
 from benchmark_solvers import solvers
 from mmengine.registry import init_default_scope
 
-from uotod_mmdet import native
+from uotod_mmdet.ops import native
 
 PARTS = {
     'losses': losses,

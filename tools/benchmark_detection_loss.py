@@ -13,7 +13,6 @@ from benchmark_measure import Calls, compare
 from mmengine.structures import InstanceData
 from torch import Tensor
 
-from uotod_mmdet.assigners import match_batch
 from uotod_mmdet.costs import make_batch
 from uotod_mmdet.registry import MODELS
 
@@ -48,7 +47,7 @@ def match_case(module: torch.nn.Module, input: dict, target: dict) -> Tensor:
     """The plan of a :func:`detection_case`."""
     truths = [InstanceData(labels=labels, bboxes=boxes) for labels, boxes in zip(target['labels'], target['boxes'])]
     predictions = dict(scores=input['pred_logits'], bboxes=input['pred_boxes'])
-    return match_batch(module.assigner, make_batch(predictions, truths, [dict(img_shape=(1, 1))] * len(truths)))
+    return module.matcher.match_batch(make_batch(predictions, truths, [dict(img_shape=(1, 1))] * len(truths))).plan
 
 
 def dense_detection_loss(input: dict, target: dict, plan: Tensor) -> Tensor:

@@ -29,7 +29,7 @@ def matching(args: argparse.Namespace) -> None:
         return [mmdets.assign(p, t, img_meta=m).gt_inds for p, t, m in zip(predictions, truths, metas)]
 
     def batched() -> tuple[Tensor, Tensor]:
-        return own.plan(make_batch(stacked, truths, metas))
+        return own.match_batch(make_batch(stacked, truths, metas))
 
     cost, plans = batched()
     for gt_inds, plan in zip(one_by_one(), plans):

@@ -413,7 +413,10 @@ class Setup:
         self.install('--no-build-isolation', '-e', f'{ROOT}[tests,lint,plots]')
 
     def verify(self) -> None:
-        code = 'import torch, cv2, mmengine, mmcv.ops, mmdet.models, uotod_mmdet.ops.native as native; print(native.library)'
+        code = (
+            'import torch, cv2, mmengine, mmcv.ops, mmdet.models; '
+            'from uotod_mmdet.ops import native; print(native.library)'
+        )
         if self.demand(code, 'The environment does not work').strip().endswith('None'):
             say(f'no compiled part of uotod_mmdet: all works, more slowly on a processor; {self.log} may say why')
 

@@ -1,7 +1,7 @@
 """Reading mmengine's checkpoints with torch's restricted unpickler."""
 
 import pickle
-from typing import Callable
+from collections.abc import Callable
 
 import numpy as np
 import torch

@@ -121,7 +121,8 @@ class ForeignAssigner:
             if gt_inds.shape != inside.shape or (len(gt_inds) and not -1 <= gt_inds.min() <= gt_inds.max() <= len(gts)):
                 raise ValueError(
                     f'{type(assigner).__name__} answered with gt_inds of shape {tuple(gt_inds.shape)} for '
-                    f'{len(inside)} predictions, or with an index outside -1 (ignored), 0 (background), 1 to {len(gts)}.'
+                    f'{len(inside)} predictions, or with an index outside -1 (ignored), 0 (background), 1 to '
+                    f'{len(gts)}.'
                 )
             kept = gt_inds >= 0
             plan[index, inside[kept], (gt_inds[kept] - 1) % shape[2]] = 1
@@ -134,7 +135,7 @@ def batch_matcher(assigner: Any) -> Union[TransportAssigner, ForeignAssigner]:
 
 
 def _priors_of(batch: Batch, assigner: Any) -> Optional[str]:
-    """What priors a batch has; where its maker does not say, the assigner may take priors of equal columns for points."""
+    """What priors a batch has; where its maker does not say, priors of equal columns are points to who reads points."""
     if batch.priors is None or batch.prior_format != 'auto':
         return {'anchor': 'anchors', 'point': 'points'}.get(batch.prior_format) if batch.priors is not None else None
     points = isinstance(assigner, _OF_POINTS) and (batch.priors[..., 2] == batch.priors[..., 3]).all()

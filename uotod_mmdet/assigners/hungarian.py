@@ -10,6 +10,7 @@ from uotod_mmdet.registry import TASK_UTILS
 
 from .base import TransportAssigner
 
+
 @TASK_UTILS.register_module()
 class HungarianAssigner(TransportAssigner):
     """Each ground truth to one prediction, the rest of the predictions to the background, at the least total cost.

@@ -140,7 +140,7 @@ def make_batch(
         gt_mask = (gt_bboxes[..., 2:] > gt_bboxes[..., :2]).all(-1)
     else:
         gt_mask = _real(labels, gt_labels)
-    _check_mask('pred_mask', pred_mask, (len(labels), num_preds))
+    check_mask('pred_mask', pred_mask, (len(labels), num_preds))
     if not all('positive_maps' in gt for gt in gt_instances):  # those say which scores, of tokens, are an object's
         _check_labels(gt_labels, scores, num_classes)
     return Batch(
@@ -237,6 +237,17 @@ def class_labels(gt_instances: Sequence[InstanceData]) -> list[Tensor]:
             )
         found.append(as_labels(labels, name).flatten())
     return found
+
+
+def check_mask(name: str, mask: Any, shape: tuple[int, int]) -> None:
+    """Check that a mask, None if there is none, is bool of the shape.
+
+    Raises:
+        ValueError: If not.
+    """
+    if mask is not None and (getattr(mask, 'shape', None) != shape or mask.dtype != torch.bool):
+        came = f'{mask.dtype} of shape {tuple(mask.shape)}' if isinstance(mask, Tensor) else type(mask).__name__
+        raise ValueError(f'{name} must be bool of shape {shape}, got {came}')
 
 
 def _real(of_images: Sequence[Tensor], padded: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """The sum of match costs for a whole batch of images."""
 
 from collections.abc import Sequence
-from typing import Any, Optional, Union
+from typing import Any, Union
 
 import torch
 from mmdet.structures.bbox import BaseBoxes, HorizontalBoxes
@@ -11,15 +11,15 @@ from torch import Tensor
 from uotod_mmdet.ops import CostTerm, PairInputs, act_if, pair_costs, to_device_of
 
 from . import mmdet_costs  # noqa: F401  (declares how mmdet's costs are computed)
-from .batch import Batch
+from .batch import Batch, check_mask
 from .declared import reading_of_cost
 
 
 def batch_cost(match_costs: Sequence, batch: Batch) -> Tensor:
     """Sum of the match costs.
 
-    A cost that has a form for a whole batch (mmdet's ClassificationCost, FocalLossCost, BBoxL1Cost and IoUCost, ours, and
-    any that states one) is computed for all images at once; any other is called one image at a time.
+    A cost that has a form for a whole batch (mmdet's ClassificationCost, FocalLossCost, BBoxL1Cost and IoUCost, ours,
+    and any that states one) is computed for all images at once; any other is called one image at a time.
 
     Args:
         match_costs: mmdet match costs, or any callables of their signature.
@@ -37,8 +37,8 @@ def batch_cost(match_costs: Sequence, batch: Batch) -> Tensor:
 
 def costs_and_background(match_costs: Sequence, batch: Batch, background_cost: float) -> Tensor:
     """:func:`batch_cost` with a last column of ``background_cost``, (B, N, M + 1)."""
-    _check_mask('gt_mask', batch.gt_mask, batch.shape[::2])
-    _check_mask('pred_mask', batch.pred_mask, batch.shape[:2])
+    check_mask('gt_mask', batch.gt_mask, batch.shape[::2])
+    check_mask('pred_mask', batch.pred_mask, batch.shape[:2])
     like = torch.empty(batch.shape[:2], dtype=batch.dtype, device=batch.device)
     with torch.autocast(batch.device.type, enabled=False), torch.no_grad():
         # Without pairs nobody complains about what the costs would need.
@@ -120,7 +120,7 @@ def _one_image_at_a_time(match_cost: Any, batch: Batch) -> Tensor:
                 f'{type(match_cost).__name__} needs a field that this head does not give the assigner ({error}); there '
                 f'are {batch.given()}.'
             ) from error
-        if _shape(cost) != (batch.num_preds, len(gt)):
+        if getattr(cost, 'shape', None) != (batch.num_preds, len(gt)):
             came = f'a cost of shape {tuple(cost.shape)}' if isinstance(cost, Tensor) else type(cost).__name__
             raise ValueError(
                 f'{type(match_cost).__name__} answered with {came} for '
@@ -148,17 +148,6 @@ def _image_sizes(batch: Batch) -> Tensor:
         raise ValueError('BBoxL1Cost needs img_meta with img_shape, which this head does not give the assigner.')
     sizes = [[w, h, w, h] for h, w in (meta['img_shape'][:2] for meta in batch.img_metas)]
     return to_device_of(batch.bboxes, sizes)
-
-
-def _check_mask(name: str, mask: Any, shape: tuple[int, int]) -> None:
-    """Check that a mask, None if there is none, is bool of the shape.
-
-    Raises:
-        ValueError: If not.
-    """
-    if mask is not None and (getattr(mask, 'shape', None) != shape or mask.dtype != torch.bool):
-        came = f'{mask.dtype} of shape {tuple(mask.shape)}' if isinstance(mask, Tensor) else type(mask).__name__
-        raise ValueError(f'{name} must be bool of shape {shape}, got {came}')
 
 
 def _raise_not_finite(match_costs: Sequence, batch: Batch, total: Tensor) -> None:

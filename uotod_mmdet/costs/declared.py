@@ -16,7 +16,8 @@ class CostReading(NamedTuple):
     A cost of one's own states it by two members of its class: ``needs`` and a method ``batched(self, batch)``.
 
     Args:
-        needs: Fields of :class:`~uotod_mmdet.costs.Batch` that must be there: 'bboxes', 'scores', 'priors', 'gt_bboxes'.
+        needs: Fields of a :class:`~uotod_mmdet.costs.Batch` that must be there: 'bboxes', 'scores', 'priors',
+            'gt_bboxes'.
         batched: From the cost and the batch the costs (B, N, M), anything on padding; or a CostTerm, which is computed
             together with those of other costs; or None, for a cost that is called one image at a time.
     """

@@ -8,9 +8,8 @@ from mmengine.structures import InstanceData
 from torch import Tensor
 
 from uotod_mmdet.arguments import number
-from uotod_mmdet.registry import TASK_UTILS
-
 from uotod_mmdet.ops import pairwise_overlaps
+from uotod_mmdet.registry import TASK_UTILS
 
 from .batch import Batch
 from .boxes import float_boxes

@@ -185,9 +185,7 @@ class DETRHead(mmdet.models.dense_heads.DETRHead):
             divisors = dict(loss_cls=cls_avg_factor.clamp(min=1), loss_bbox=num_pos, loss_iou=num_pos)
             losses = {key: by_layer(loss) / divisors[key] for key, loss in losses.items()}
             check_finite(name, losses, dict(cls_scores=scores, bbox_preds=boxes))
-            return losses, plan_statistics(
-                pairs, batch.gt_mask, matching.num_iter, self.assigner
-            )
+            return losses, plan_statistics(pairs, batch.gt_mask, matching.num_iter, self.assigner)
 
 
 @MODELS.register_module()

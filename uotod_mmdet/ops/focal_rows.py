@@ -77,7 +77,7 @@ def focal_rows_op(
     entry_losses: Tensor,
     entry_slopes: Optional[Tensor],
 ) -> tuple[Tensor, Tensor]:
-    """The losses (N,) and, where ``entry_slopes`` are given, the gradient of their sum by the logits (N, C), else ()."""
+    """The losses (N,) and, where ``entry_slopes`` are given, the gradient of their sum by the logits (N, C)."""
     rows, columns = logits.shape
     losses = logits.new_empty(rows)
     gradient = None if entry_slopes is None else torch.empty_like(logits, memory_format=torch.contiguous_format)

@@ -7,7 +7,7 @@ import torch
 
 NAMESPACE = 'uotod_mmdet'
 HAS_CUSTOM_OPS = hasattr(torch.library, 'custom_op')
-"""Since torch 2.4; before that an op is its Python function, inside an autograd.Function where the op has a backward."""
+"""Since torch 2.4; before that an op is its Python function, in an autograd.Function where the op has a backward."""
 
 
 def op(function: Callable) -> Callable:

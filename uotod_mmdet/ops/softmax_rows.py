@@ -1,7 +1,7 @@
 """Softmax cross-entropy of rows that have several weighted labels each, as an op.
 
-Row i costs sum_k w_k (log sum_c exp(x_ic) - x_i,label_k) over its labels k: a common one (the background, say), and those
-of its pairs. The logarithms of a row are computed once, however many labels the row has.
+Row i costs sum_k w_k (log sum_c exp(x_ic) - x_i,label_k) over its labels k: a common one (the background, say), and
+those of its pairs. The logarithms of a row are computed once, however many labels the row has.
 """
 
 from typing import Any
