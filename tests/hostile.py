@@ -25,7 +25,6 @@ import traceback
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Optional
 
@@ -699,6 +698,7 @@ def match_costs(dice: Dice) -> Case:
         img_metas=[dict(img_shape=(100, 100))] * images,
         pred_mask=dice.mask(images, preds),
     )
+
     def run(**given: Any) -> dict:
         batch = costs.make_batch(**given)
         found = costs.batch_cost([TASK_UTILS.build(cost) for cost in terms], batch)

@@ -47,7 +47,7 @@ def test_weights_and_targets_may_be_learnt(name, dtype):
 def test_learnt_dense_targets_have_mmdets_gradients_where_they_are_zero(path, reduction, exponent, name, monkeypatch):
     if path == 'plain':
         for module in ('quality_focal_loss', 'varifocal_loss'):
-            monkeypatch.setattr(sys.modules[f'uotod_mmdet.losses.{module}'], 'in_blocks', lambda x: False)
+            monkeypatch.setattr(sys.modules[f'uotod_mmdet.losses.{module}'], 'pays_in_blocks', lambda x: False)
     generator = torch.Generator().manual_seed(3)
     pred = torch.rand(12, 5, generator=generator, dtype=torch.float64) * 0.8 + 0.1
     target = torch.rand(12, 5, generator=generator) * (torch.rand(12, 5, generator=generator) < 0.3)

@@ -350,7 +350,7 @@ class CountReads(TorchDispatchMode):
 def test_blocks_and_the_plain_path_equal_mmdet(path, name, form, gamma, monkeypatch, request):
     if path == 'plain':
         request.getfixturevalue('as_on_a_gpu')
-    monkeypatch.setattr('uotod_mmdet.losses.focal_sum.BLOCK', 5 * C)
+    monkeypatch.setattr(sys.modules['uotod_mmdet.ops.focal_rows'], 'BLOCK', 5 * C)
     if name == 'VarifocalLoss' and form == 'labels':
         pytest.skip('VarifocalLoss takes soft targets only')
     pred, target = quality_input(form, rows=53)
@@ -372,7 +372,7 @@ def test_blocks_and_the_plain_path_equal_mmdet(path, name, form, gamma, monkeypa
 def as_on_a_gpu(monkeypatch):
     """The plain path, which losses take on a GPU."""
     for module in ('quality_focal_loss', 'varifocal_loss'):
-        monkeypatch.setattr(sys.modules[f'uotod_mmdet.losses.{module}'], 'in_blocks', lambda x: False)
+        monkeypatch.setattr(sys.modules[f'uotod_mmdet.losses.{module}'], 'pays_in_blocks', lambda x: False)
 
 
 @pytest.mark.parametrize('name', NAMES)

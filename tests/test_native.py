@@ -13,24 +13,15 @@ from mmdet.registry import TASK_UTILS
 from mmengine.structures import InstanceData
 from scipy.optimize import linear_sum_assignment
 
-from uotod_mmdet.assigners.hungarian import ONE_HOT
-from uotod_mmdet.costs import batch_cost, make_batch
-from uotod_mmdet.costs.pairwise import COSTS
+from uotod_mmdet.costs import batch_cost, costs_and_background, make_batch
 from uotod_mmdet.losses import DistributionFocalLoss
-from uotod_mmdet.losses.focal_sum import FOCAL_LOSSES
 from uotod_mmdet.ops import native
+from uotod_mmdet.ops.box_losses import KERNEL as BOX_LOSSES
+from uotod_mmdet.ops.focal_rows import KERNEL as FOCAL_ROWS
+from uotod_mmdet.ops.pair_costs import KERNEL as PAIR_COSTS
+from uotod_mmdet.ops.softmax_rows import KERNEL as SOFTMAX_ROWS
 from uotod_mmdet.ot import assignment, sinkhorn
-from uotod_mmdet.plan import (
-    BOX_LOSSES,
-    EXPAND,
-    SOFTMAX_LOSSES,
-    STATISTICS,
-    SUM_GROUPS,
-    box_losses,
-    classification_losses,
-    expand,
-    plan_statistics,
-)
+from uotod_mmdet.plan import box_losses, classification_losses, expand, plan_statistics
 
 compiled = pytest.mark.skipif(native.library is None, reason='no compiled part was built')
 BY_TORCH = ('test_sinkhorn.py', 'test_costs.py', 'test_losses.py')
@@ -333,64 +324,67 @@ def test_gradients_of_plans_are_not_lost():
 # The boundary: what is not as declared never reaches a kernel.
 
 
+def softmax_case():
+    given = dict(scores=torch.zeros(3, 5), label=4, label_weight=torch.ones(3), rows=torch.tensor([0, 2]))
+    given.update(labels=torch.tensor([1, 0]), weights=torch.ones(2))
+    return {**given, 'losses': torch.empty(3), 'log_sums': torch.empty(3, 2)}
+
+
 @compiled
 @pytest.mark.parametrize(
     'wrong',
     [
-        dict(plan=torch.ones(1, 2, 3, dtype=torch.float64)),
-        dict(plan=torch.ones(1, 2, 3, dtype=torch.int64)),
-        dict(plan=torch.ones(1, 3, 2).transpose(1, 2)),
-        dict(plan=torch.ones(2, 3)),
-        dict(min_weight=1),
-        dict(min_weight='0'),
-        dict(fill=0.0),
-        dict(counts=torch.empty(2, dtype=torch.int32)),
-        dict(background=None, more=1),
+        dict(scores=torch.zeros(3, 5, dtype=torch.float64)),
+        dict(scores=torch.zeros(3, 5, dtype=torch.int64)),
+        dict(scores=torch.zeros(5, 3).t()),
+        dict(scores=torch.zeros(15)),
+        dict(label=4.0),
+        dict(label='4'),
+        dict(rows=torch.zeros(2, dtype=torch.int32)),
+        dict(weights=torch.ones(3)),
+        dict(losses=None),
+        dict(labels=torch.zeros(2, dtype=torch.long), more=1),
     ],
     ids=lambda wrong: next(iter(wrong)),
 )
 def test_a_kernel_refuses_what_is_not_as_declared(wrong):
-    names = 'rows', 'gts', 'images', 'weights', 'background'
-    given = dict(plan=torch.ones(1, 2, 3), min_weight=0.0, counts=torch.empty(2, dtype=torch.long), fill=0)
-    with pytest.raises(TypeError, match='uotod_expand'):
-        EXPAND(**{**given, **dict.fromkeys(names), **wrong})
+    SOFTMAX_ROWS(**softmax_case())
+    with pytest.raises(TypeError, match='uotod_softmax_rows'):
+        SOFTMAX_ROWS(**{**softmax_case(), **wrong})
 
 
 @compiled
 def test_sizes_of_the_same_name_must_agree():
-    good = dict(values=torch.ones(4), groups=torch.zeros(4, dtype=torch.long))
-    assert SUM_GROUPS.takes(**good)
-    assert not SUM_GROUPS.takes(values=torch.ones(5), groups=good['groups'])
     mask = dict(gt_mask=torch.ones(2, 5, dtype=torch.bool), cost=torch.empty(2, 3, 5))
-    assert COSTS.takes(**mask)
-    assert not COSTS.takes(**{**mask, 'gt_mask': torch.ones(1, 5, dtype=torch.bool)})
-    assert not COSTS.takes(**{**mask, 'gt_mask': torch.ones(2, 5)})
-    assert not COSTS.takes(**{**mask, 'cost': torch.empty(2, 3, 5, dtype=torch.float64)})
+    assert PAIR_COSTS.takes(**mask)
+    assert not PAIR_COSTS.takes(**{**mask, 'gt_mask': torch.ones(1, 5, dtype=torch.bool)})
+    assert not PAIR_COSTS.takes(**{**mask, 'gt_mask': torch.ones(2, 5)})
+    assert not PAIR_COSTS.takes(**{**mask, 'cost': torch.empty(2, 3, 5, dtype=torch.float64)})
 
 
 @compiled
 def test_rows_may_lie_apart_but_not_overlap_or_lie_irregularly():
     whole = torch.empty(2, 3, 6)
-    assert COSTS.takes(cost=whole[:, :, :-1])
-    assert not COSTS.takes(cost=whole[:, :2, :-1])  # the images lie farther apart than their rows say
-    assert not COSTS.takes(cost=whole[:, :, ::2])
-    assert not COSTS.takes(cost=torch.empty(2, 1, 5).expand(2, 3, 5))
-    assert not COSTS.takes(cost=whole.transpose(0, 1))
+    assert PAIR_COSTS.takes(cost=whole[:, :, :-1])
+    assert not PAIR_COSTS.takes(cost=whole[:, :2, :-1])  # the images lie farther apart than their rows say
+    assert not PAIR_COSTS.takes(cost=whole[:, :, ::2])
+    assert not PAIR_COSTS.takes(cost=torch.empty(2, 1, 5).expand(2, 3, 5))
+    assert not PAIR_COSTS.takes(cost=whole.transpose(0, 1))
 
 
 @compiled
 @pytest.mark.parametrize(
     'odd',
     [
-        torch.ones(2, 3, 4).to_sparse(),
-        torch.ones(2, 3, 4, device='meta'),
-        torch._neg_view(torch.ones(2, 3, 4)),
-        torch.ones(2, 3, 4).as_subclass(type('Wrapped', (torch.Tensor,), {})),
+        torch.ones(2, 3).to_sparse(),
+        torch.ones(2, 3, device='meta'),
+        torch._neg_view(torch.ones(2, 3)),
+        torch.ones(2, 3).as_subclass(type('Wrapped', (torch.Tensor,), {})),
     ],
     ids=['sparse', 'meta', 'negated view', 'subclass'],
 )
 def test_tensors_without_plain_memory_are_not_taken(odd):
-    assert not EXPAND.takes(plan=odd)
+    assert not SOFTMAX_ROWS.takes(scores=odd)
 
 
 @compiled
@@ -398,15 +392,11 @@ def test_tensors_without_plain_memory_are_not_taken(odd):
     'change',
     [dict(labels=torch.tensor([5, 0])), dict(labels=torch.tensor([-1, 0])), dict(rows=torch.tensor([1, 3])),
      dict(rows=torch.tensor([2, 0])), dict(label=7)],
-    ids=['label too large', 'label negative', 'row outside', 'rows out of order', 'background outside'],
+    ids=['label too large', 'label negative', 'row outside', 'rows out of order', 'common label outside'],
 )  # fmt: skip
 def test_indices_are_not_followed_out_of_bounds(change):
-    given = dict(scores=torch.zeros(3, 5), label=4, background=torch.ones(3), rows=torch.tensor([0, 2]))
-    given.update(labels=torch.tensor([1, 0]), weights=torch.ones(2))
-    out = dict(losses=torch.empty(3), log_sums=torch.empty(3))
-    SOFTMAX_LOSSES(**given, **out)
-    with pytest.raises(IndexError, match='uotod_softmax_losses'):
-        SOFTMAX_LOSSES(**{**given, **change}, **out)
+    with pytest.raises(IndexError, match='uotod_softmax_rows'):
+        SOFTMAX_ROWS(**{**softmax_case(), **change})
 
 
 @compiled
@@ -417,26 +407,16 @@ def test_indices_of_every_other_kernel_are_checked_too():
     for rows, truths in ((index, index * 0), (index * 0, index)):
         with pytest.raises(IndexError, match='uotod_box_losses'):
             BOX_LOSSES(**wrong_pairs, pair_rows=rows, pair_truths=truths, losses=torch.empty(2))
-        with pytest.raises(IndexError, match='uotod_plan_statistics'):
-            values = dict(gt_mask=torch.ones(3, dtype=torch.bool), values=torch.empty(4, dtype=torch.float64))
-            STATISTICS(rows=rows, gts=truths, weights=one, background=torch.ones(3), **values)
-    with pytest.raises(IndexError, match='uotod_sum_groups'):
-        SUM_GROUPS(values=one, groups=index, sums=torch.empty(3))
-    with pytest.raises(IndexError, match='uotod_focal_losses'):
-        FOCAL_LOSSES(
+    with pytest.raises(IndexError, match='uotod_focal_rows'):
+        FOCAL_ROWS(
             logits=torch.ones(2, 2), gamma=2.0, weights=one, index=index, entry_losses=one, entry_slopes=None,
             losses=torch.empty(2), gradient=None,
         )  # fmt: skip
-    with pytest.raises(IndexError, match='uotod_costs'):
-        COSTS(
+    with pytest.raises(IndexError, match='uotod_pair_costs'):
+        PAIR_COSTS(
             terms=torch.tensor([[5.0, 1, 0, 0, 0, 0]]).double(), boxes=None, gt_boxes=None, scores=torch.ones(1, 3, 4),
             labels=torch.tensor([[0, 4]]), sizes=None, given=None, gt_mask=torch.ones(1, 2, dtype=torch.bool),
             pred_mask=None, cost=torch.empty(1, 3, 2),
-        )  # fmt: skip
-    with pytest.raises(IndexError, match='uotod_one_hot'):
-        ONE_HOT(
-            columns=torch.tensor([[0, 3]]), row_mask=torch.ones(1, 2, dtype=torch.bool), background=1,
-            plan=torch.empty(1, 2, 4),
         )  # fmt: skip
 
 

@@ -224,16 +224,22 @@ def test_assignment_of_more_columns_than_rows_uses_every_row_once():
     assert len(found[0].unique()) == 3
 
 
-@pytest.mark.parametrize('look', [True, False])
+@pytest.mark.parametrize('read', [True, False])
 @pytest.mark.parametrize('dtype', [torch.float32, torch.float64])
 @pytest.mark.parametrize('reg_a, reg_b', [(None, None), (0.1, None), (None, 0.1), (0.1, 0.1)])
 @pytest.mark.parametrize('empty', ['a', 'b', 'ab'])
-def test_a_side_without_mass_gives_a_plan_of_zero_and_leaves_its_neighbour(empty, reg_a, reg_b, dtype, look):
+def test_a_side_without_mass_gives_a_plan_of_zero_and_leaves_its_neighbour(
+    empty, reg_a, reg_b, dtype, read, monkeypatch
+):
+    if not read:  # as on a GPU, where flags are read later
+        monkeypatch.setattr('uotod_mmdet.ops.deferred.host_may_wait', lambda tensor: False)
+        monkeypatch.setattr('uotod_mmdet.ops.native.library', None)
+        monkeypatch.setattr('uotod_mmdet.ops.transport_problem.act_if', lambda flag, act: None)
     cost = torch.randn(2, 4, 3, generator=torch.Generator().manual_seed(0), dtype=dtype)
     a, b = torch.full((2, 4), 1 / 4, dtype=dtype), torch.full((2, 3), 1 / 3, dtype=dtype)
-    alone = sinkhorn(cost[1:], a[1:], b[1:], 0.5, reg_a, reg_b, look=look)
+    alone = sinkhorn(cost[1:], a[1:], b[1:], 0.5, reg_a, reg_b)
     a[0], b[0] = a[0] * ('a' not in empty), b[0] * ('b' not in empty)
-    found = sinkhorn(cost, a, b, 0.5, reg_a, reg_b, look=look)
+    found = sinkhorn(cost, a, b, 0.5, reg_a, reg_b)
     assert not found.plan[0].any()
     torch.testing.assert_close(found.plan[1:], alone.plan, rtol=1e-3, atol=1e-5)
     assert not found.error[1].isnan()
@@ -247,7 +253,9 @@ def test_what_is_no_number_and_no_tensor_is_named(dtype):
         for value in ('0.5', [0.5], np.array([0.5])):
             with pytest.raises(TypeError, match=f'^{name} must be a number'):
                 sinkhorn(**{**given, name: value})
-        with pytest.raises(ValueError, match=f'^{name} must (be (a number|finite|positive)|not be negative or NaN)'):
+        with pytest.raises(
+            ValueError, match=f'^{name} must (be (a number|finite|positive|>= 0)|not be negative or NaN)'
+        ):
             sinkhorn(**{**given, name: float('nan')})
     for name in ('reg', 'reg_a', 'reg_b'):
         with pytest.raises(ValueError, match=rf'^{name} must be a number or a real tensor of shape \(2,\)'):

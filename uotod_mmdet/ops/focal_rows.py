@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .deferred import host_may_wait, is_traced
+from . import deferred
+from .deferred import is_traced
 from .native import Kernel
 from .registration import op, register_autograd, register_fake
 
@@ -33,7 +34,7 @@ def softplus(x: Tensor) -> Tensor:
 
 def pays_in_blocks(logits: Tensor) -> bool:
     """Whether :func:`focal_rows` is the faster way: not on a GPU, for which blocks are too small, nor when traced."""
-    return host_may_wait(logits) and not is_traced()
+    return deferred.host_may_wait(logits) and not is_traced()
 
 
 def focal_rows(
@@ -123,7 +124,7 @@ def _save(ctx: Any, inputs: tuple, output: tuple) -> None:
 
 def _backward(ctx: Any, grad: Tensor, _: Any) -> tuple:
     (gradient,) = ctx.saved_tensors
-    if not any(grad.stride()) and host_may_wait(grad):  # of a plain sum: one number for all rows, most often 1
+    if not any(grad.stride()) and deferred.host_may_wait(grad):  # of a plain sum: one number for all rows, most often 1
         factor = grad[0].item() if len(grad) else 1.0
         gradient = gradient if factor == 1 else gradient * factor
     else:

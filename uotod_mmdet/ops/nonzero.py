@@ -4,7 +4,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .deferred import host_may_wait, is_traced
+from . import deferred
+from .deferred import is_traced
 
 ALL = 1 << 20
 """Entries up to which all are listed on a GPU where that is allowed."""
@@ -23,7 +24,7 @@ def list_nonzero(kept: Tensor, plan: Tensor, few: bool) -> tuple[Tensor, Tensor]
         Places (K,), ascending, and the plan, 0 at listed entries that are not kept.
     """
     columns = kept.size(2)
-    if not few and plan.numel() <= ALL and not (host_may_wait(plan) and not is_traced()):
+    if not few and plan.numel() <= ALL and not (deferred.host_may_wait(plan) and not is_traced()):
         plan = torch.cat([torch.where(kept, plan, 0)[:, :, :-1], plan[:, :, -1:]], dim=2)
         index = torch.arange(kept.numel() // columns * (columns - 1), device=kept.device)
         return index + index.div(max(columns - 1, 1), rounding_mode='floor'), plan

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from .deferred import host_may_wait
+from . import deferred
 from .native import Kernel
 from .newton import newton
 from .registration import op, register_fake
@@ -125,7 +125,7 @@ def sinkhorn_reference(
     device, the iterations are as many as asked for, or few before Newton's method, and each look begins with one update
     by logsumexp, which is safe, so that the others count where floats held them.
     """
-    read = host_may_wait(cost)
+    read = deferred.host_may_wait(cost)
     if relative:
         reg = reg * largest_cost(cost)
     check_values(cost, a, b, reg, rho_a, rho_b)

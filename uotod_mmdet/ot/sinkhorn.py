@@ -103,12 +103,13 @@ def sinkhorn(
         for name, value in (('num_iter', num_iter), ('check_every', check_every))
     )
     newton_after = -1 if newton_after is None else number('newton_after', newton_after, at_least=0, whole=True)
-    if absorb_above is None:  # a third of what floats hold: a lost entry of the kernel stays below float rounding
-        absorb_above = 10.0 if cost.dtype == torch.float32 else 250.0 / 3
     reg = _number_of_each('reg', reg, batch)
     reg_a = None if reg_a is None else _number_of_each('reg_a', reg_a, batch)
     reg_b = None if reg_b is None else _number_of_each('reg_b', reg_b, batch)
-    tol, absorb_above = number('tol', tol, at_least=0), number('absorb_above', absorb_above, infinite=True)
+    tol = number('tol', tol, at_least=0)
+    if absorb_above is None:  # a third of what floats hold: a lost entry of the kernel stays below float rounding
+        absorb_above = 10.0 if cost.dtype == torch.float32 else 250.0 / 3
+    absorb_above = number('absorb_above', absorb_above, infinite=True)
     reg = torch.as_tensor(reg, dtype=torch.float64, device=cost.device).expand(batch).contiguous()
     rho_a, rho_b = (torch.full_like(reg, math.inf) if weight is None else weight / reg for weight in (reg_a, reg_b))
     rho_a, rho_b = (rho.masked_fill(rho > CONSTRAINT, math.inf) for rho in (rho_a, rho_b))
