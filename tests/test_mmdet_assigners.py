@@ -124,6 +124,6 @@ class NeedsEpoch:
 )
 def test_what_a_third_partys_assigner_misses_is_named(kind, what):
     model = head_with('RetinaHead', dict(type='MaxIoUAssigner', **ARGUMENTS['MaxIoUAssigner']))
-    model.assigner = kind()
+    model.matcher = batch_matcher(kind())
     with pytest.raises(ValueError, match=what):
         losses(model, *ground_truths(0, with_ignored=False))

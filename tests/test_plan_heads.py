@@ -252,11 +252,11 @@ def test_statistics_of_the_plan_are_those_of_its_definition():
     model = soft('GFLHead')
     losses = soft_losses(model)
     plans = []
-    plan_of = model.assigner.plan
-    model.assigner.plan = lambda batch: plans.append(plan_of(batch)) or plans[-1]
+    match_batch = model.matcher.match_batch
+    model.matcher.match_batch = lambda *args: plans.append(match_batch(*args)) or plans[-1]
     gts, _, metas = ground_truths(0, with_ignored=False)
     losses = model.loss_by_feat(*dense_outputs(model, 0), gts, metas)
-    ((_, plan),) = plans
+    plan = plans[0].plan
     torch.testing.assert_close(losses['matched_mass'], plan[:, :, :-1].sum() / len(SIZES), rtol=1e-3, atol=0)
     real = torch.tensor([[True] * 6, [False] * 6, [True] * 3 + [False] * 3])
     unmatched = (plan[:, :, :-1].sum(1) < 0.5)[real]
@@ -465,7 +465,7 @@ def test_absurd_boxes_are_named(head):
 @pytest.fixture
 def logged(monkeypatch):
     messages = []
-    for module in ('losses.pairs', 'heads.gfl_head'):
+    for module in ('plan.statistics', 'heads.gfl_head'):
         monkeypatch.setattr(f'uotod_mmdet.{module}.print_log', lambda message, **kwargs: messages.append(message))
     return messages
 

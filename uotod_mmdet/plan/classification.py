@@ -136,7 +136,7 @@ def mean_quality(rows: Rows, mass: Tensor) -> Tensor:
 
 def keep_hardest(losses: Tensor, count: Tensor) -> Tensor:
     """The losses (B * N,) with 0 at all but the ``count`` (B,) largest of each image."""
-    by_image = losses.detach().view(len(count), -1)
+    by_image = losses.detach().view(len(count), len(losses) // max(len(count), 1))
     order = by_image.argsort(1, descending=True)
     first = torch.arange(by_image.size(1), device=losses.device) < count[:, None]
     return losses * torch.zeros_like(first).scatter(1, order, first).flatten()
