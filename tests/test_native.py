@@ -402,7 +402,7 @@ def test_tensors_without_plain_memory_are_not_taken(odd):
 def test_indices_are_not_followed_out_of_bounds(change):
     given = dict(scores=torch.zeros(3, 5), label=4, background=torch.ones(3), rows=torch.tensor([0, 2]))
     given.update(labels=torch.tensor([1, 0]), weights=torch.ones(2))
-    out = dict(losses=torch.empty(3), log_sums=torch.empty(3))
+    out = dict(losses=torch.empty(3), log_sums=torch.empty(3, 2))
     SOFTMAX_LOSSES(**given, **out)
     with pytest.raises(IndexError, match='uotod_softmax_losses'):
         SOFTMAX_LOSSES(**{**given, **change}, **out)
