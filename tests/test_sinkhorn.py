@@ -247,7 +247,8 @@ def test_what_is_no_number_and_no_tensor_is_named(dtype):
         for value in ('0.5', [0.5], np.array([0.5])):
             with pytest.raises(TypeError, match=f'^{name} must be a number'):
                 sinkhorn(**{**given, name: value})
-        with pytest.raises(ValueError, match=f'^{name} must (be (a number|finite|positive|>= 0)|not be negative or NaN)'):
+        refused = f'^{name} must (be (a number|finite|positive|>= 0)|not be negative or NaN)'
+        with pytest.raises(ValueError, match=refused):
             sinkhorn(**{**given, name: float('nan')})
     for name in ('reg', 'reg_a', 'reg_b'):
         with pytest.raises(ValueError, match=rf'^{name} must be a number or a real tensor of shape \(2,\)'):
