@@ -185,7 +185,7 @@ class TransportAssigner(BaseAssigner):
                 if degenerate.any():
                     self._log_degenerate(boxes[: len(gts)][degenerate], meta)
 
-        act_if(batch.gt_mask.sum() != sum(len(gt) for gt in batch.gt_instances), log_degenerate)
+        act_if(batch.gt_mask.sum() != sum(len(gt.labels) for gt in batch.gt_instances), log_degenerate)
         num_images, num_preds, num_gts = batch.shape
         with_background = torch.empty(num_images, num_preds, num_gts + 1, dtype=batch.dtype, device=batch.device)
         with_background[:, :, -1] = self.background_cost
