@@ -2,9 +2,9 @@
 
 from typing import Optional
 
-import torch
 from torch import Tensor
 
+from uotod_mmdet.ops import one_hot_plan
 from uotod_mmdet.ot import assignment
 from uotod_mmdet.registry import TASK_UTILS
 
@@ -24,6 +24,4 @@ class HungarianAssigner(TransportAssigner):
 
     def _solve(self, cost: Tensor, gt_mask: Tensor, gt_mass: Optional[Tensor], pred_mask: Tensor) -> Tensor:
         columns = assignment(cost[:, :, :-1], gt_mask, pred_mask)
-        index = torch.where(columns < 0, cost.size(2) - 1, columns)[:, :, None]
-        weight = pred_mask if self.background else columns >= 0
-        return torch.zeros_like(cost).scatter_(2, index, weight[:, :, None].to(cost.dtype))
+        return one_hot_plan(columns, pred_mask, self.background, cost)

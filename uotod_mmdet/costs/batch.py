@@ -225,6 +225,9 @@ def class_labels(gt_instances: Sequence[InstanceData]) -> list[Tensor]:
     found = []
     for index, gt in enumerate(gt_instances):
         labels = gt.get('labels')
+        if isinstance(labels, Tensor) and labels.dtype == torch.int64 and labels.dim() == 1:
+            found.append(labels)
+            continue
         name = f'gt_instances.labels of image {index} of the batch'
         if not isinstance(labels, Tensor):
             raise TypeError(

@@ -13,10 +13,10 @@ static inline int64_t first_pair(const int64_t *rows, int64_t pairs, int64_t row
 
 // Whether all indices lie in [0, end), and are in ascending order where that is asked for.
 static inline bool inside(const int64_t *indices, int64_t count, int64_t end, bool ascending = false) {
-    bool good = true;
-    for (int64_t k = 0; k < count; ++k)
-        good &= indices[k] >= 0 && indices[k] < end && !(ascending && k && indices[k] < indices[k - 1]);
-    return good;
+    int64_t bad = 0;  // negative indices are large as unsigned ones
+    for (int64_t k = 0; k < count; ++k) bad |= (uint64_t)indices[k] >= (uint64_t)end;
+    for (int64_t k = 1; ascending && k < count; ++k) bad |= indices[k] < indices[k - 1];
+    return !bad;
 }
 
 // The end of a row behind its last whole vector, filled up with `filler`.

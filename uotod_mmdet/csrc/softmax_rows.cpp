@@ -37,6 +37,18 @@ inline void write_softmax(const float *x, int64_t columns, LogSum log_sum, float
     for (int64_t c = 0; c < columns; ++c) to[c] = rest[c];
 }
 
+// The two bins beside a target, and the weight of the right one.
+struct Bins {
+    int64_t left, right;
+    float share;
+    Bins(float target, int64_t bins) {
+        // Outside is an error that others find; NaN counts as 0 here.
+        left = target > 0 ? (int64_t)std::min(target, (float)(bins - 1)) : 0;
+        right = std::min(left + 1, bins - 1);
+        share = target - (float)left;
+    }
+};
+
 }  // namespace
 
 // Softmax cross-entropy. Row i of scores (rows, columns) has label `background` with weight of_background[i], and the
@@ -89,6 +101,36 @@ extern "C" int uotod_softmax_rows_gradient(const float *scores, int64_t rows, in
             to[background] -= scale * of_background[row];
             for (int64_t k = begin; k < pair; ++k) to[labels[k]] -= scale * weights[k];
         }
+    }
+    return 0;
+}
+
+// Distribution Focal Loss of logits (rows, bins) towards target (rows), and the logarithm of the sum of exponentials.
+extern "C" int uotod_distribution_rows(const float *logits, const float *target, int64_t rows, int64_t bins,
+                                         float *losses, LogSum *log_sums, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t row = 0; row < rows; ++row) {
+        const float *x = logits + row * bins;
+        const Bins at(target[row], bins);
+        const LogSum log_sum = log_sums[row] = log_sum_exp(x, bins);
+        const auto of = [=](int64_t bin) { return (log_sum.largest - x[bin]) + log_sum.rest; };
+        losses[row] = (1 - at.share) * of(at.left) + at.share * of(at.right);
+    }
+    return 0;
+}
+
+// Its gradient, scaled by grad[i * stride] in row i.
+extern "C" int uotod_distribution_rows_gradient(const float *logits, const float *target, int64_t rows, int64_t bins,
+                                           const LogSum *log_sums, const float *grad, int64_t stride, float *gradient,
+                                           int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t row = 0; row < rows; ++row) {
+        const Bins at(target[row], bins);
+        const float scale = grad[row * stride];
+        float *to = gradient + row * bins;
+        write_softmax(logits + row * bins, bins, log_sums[row], scale, to);
+        to[at.left] -= scale * (1 - at.share);
+        to[at.right] -= scale * at.share;
     }
     return 0;
 }

@@ -25,6 +25,17 @@ static inline f8 min8(f8 x, f8 y) { return x < y ? x : y; }
 static inline f8 max8(f8 x, f8 y) { return x > y ? x : y; }
 static inline f8 abs8(f8 x) { return (f8)((i8)x & 0x7fffffff); }
 
+// A bit for each lane of a comparison.
+static inline unsigned bits8(i8 on) {
+#ifdef __AVX__
+    return (unsigned)__builtin_ia32_movmskps256((f8)on);
+#else
+    unsigned bits = 0;
+    for (int lane = 0; lane < 8; ++lane) bits |= (unsigned)(on[lane] & 1) << lane;
+    return bits;
+#endif
+}
+
 #ifdef __clang__
 #define SHUFFLE(x, ...) __builtin_shufflevector(x, x, __VA_ARGS__)
 #define SHUFFLE2(x, y, ...) __builtin_shufflevector(x, y, __VA_ARGS__)

@@ -189,8 +189,7 @@ def check_finite(owner: str, terms: Mapping[str, Tensor], inputs: Mapping[str, O
             'learning rate, or clip gradients with optim_wrapper=dict(clip_grad=dict(max_norm=...))), or fp16 overflow.'
         )
 
-    total = sum(term.detach().sum() for term in terms.values())
-    act_if(~total.isfinite(), complain)
+    act_if(~torch.stack([term.detach().sum() for term in terms.values()]).sum().isfinite(), complain)
 
 
 def outside(values: Tensor, low: float, high: float, roundings: int = 4) -> Tensor:

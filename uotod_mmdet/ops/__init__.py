@@ -1,16 +1,23 @@
 """Numerical kernels, each with a torch reference; the only place that chooses between them and knows devices."""
 
+from .assignment import assign, one_hot_plan
 from .box_losses import gathered_box_losses
 from .deferred import act_if, is_traced, to_device_of
+from .distribution_rows import distribution_rows
 from .focal_rows import focal_rows, pays_in_blocks, softplus
 from .giou import giou_losses
-from .nonzero import list_nonzero
 from .overlaps import pairwise_overlaps
 from .pair_costs import CostTerm, PairInputs, mask_pairs, pair_costs
+from .plan import ListedPairs, list_pairs, sums_of_plan
 from .sinkhorn import largest_cost, sinkhorn
 from .softmax_rows import softmax_rows
 
 __all__ = [
+    'ListedPairs',
+    'assign',
+    'distribution_rows',
+    'one_hot_plan',
+    'sums_of_plan',
     'CostTerm',
     'PairInputs',
     'act_if',
@@ -19,7 +26,7 @@ __all__ = [
     'giou_losses',
     'is_traced',
     'largest_cost',
-    'list_nonzero',
+    'list_pairs',
     'mask_pairs',
     'pair_costs',
     'pairwise_overlaps',

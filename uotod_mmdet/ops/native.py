@@ -14,11 +14,13 @@ import platform
 import re
 import warnings
 import zlib
+from ctypes import c_double, c_int64, c_void_p
 from pathlib import Path
 from typing import Optional, Union
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 from .deferred import is_traced
 
@@ -108,14 +110,15 @@ class Kernel:
             raise TypeError(f'{self.name}: {misfit} does not fit {self.declaration}')
         converted = []
         for name in self.order:
-            owner = name.partition('.stride')[0]
             if name in self.tensors:
                 tensor = arguments[name]
-                converted.append(ctypes.c_void_p(None if tensor is None else tensor.data_ptr()))
+                converted.append(c_void_p(None if tensor is None else tensor.data_ptr()))
             elif name in self.numbers:
-                converted.append((ctypes.c_double if self.numbers[name] is float else ctypes.c_int64)(arguments[name]))
+                converted.append((c_double if self.numbers[name] is float else c_int64)(arguments[name]))
+            elif name in sizes or not name.endswith('.stride'):
+                converted.append(c_int64(sizes.get(name, 0)))
             else:
-                converted.append(ctypes.c_int64(sizes.get(name, 0) if owner == name else _distance(arguments[owner])))
+                converted.append(c_int64(_distance(arguments[name.partition('.')[0]])))
         result = getattr(library, self.name)(*converted, ctypes.c_int(torch.get_num_threads()))
         if result == -1:
             raise MemoryError(f'{self.name}: not enough memory')
@@ -123,29 +126,32 @@ class Kernel:
             raise IndexError(f'{self.name}: an index lies outside what the index refers to')
         return result
 
-    def _misfit(self, arguments: dict, sizes: dict[str, int]) -> Optional[str]:
+    def _misfit(self, arguments: dict, sizes: dict) -> Optional[str]:
         """The first argument that is not as declared; ``sizes`` gets the sizes by name."""
+        tensors = self.tensors
         for name, value in arguments.items():
-            if name in self.numbers:
-                if not isinstance(value, self.numbers[name]):
+            if name in tensors:
+                dtype, shape, mark = tensors[name]
+                if value is None and mark == '?':
+                    continue
+                kind = type(value)
+                if (
+                    (kind is not Tensor and kind is not Parameter)
+                    or value.dtype is not dtype
+                    or not value.is_cpu
+                    or value.layout is not torch.strided
+                    or value.is_neg()
+                    or not (value.is_contiguous() if mark != '~' else _distance(value) is not None)
+                ):
                     return name
-                continue
-            dtype, shape, mark = self.tensors[name]
-            if value is None and mark == '?':
-                continue
-            if not (
-                type(value) in (Tensor, torch.nn.Parameter)
-                and value.dtype == dtype
-                and value.device.type == 'cpu'
-                and value.layout == torch.strided
-                and value.dim() == len(shape)
-                and not value.is_neg()
-                and (_distance(value) is not None if mark == '~' else value.is_contiguous())
-            ):
+                found = value.shape
+                if len(found) != len(shape):
+                    return name
+                for size, expected in zip(found, shape):
+                    if sizes.setdefault(expected, expected if type(expected) is int else size) != size:
+                        return name
+            elif not isinstance(value, self.numbers[name]):
                 return name
-            for size, expected in zip(value.shape, shape):
-                if (sizes.setdefault(expected, size) if isinstance(expected, str) else expected) != size:
-                    return name
         return None
 
 

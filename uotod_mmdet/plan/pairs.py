@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from uotod_mmdet.arguments import number
-from uotod_mmdet.ops import list_nonzero
+from uotod_mmdet.ops import list_pairs
 
 MIN_WEIGHT = 1e-5
 """Pairs lighter than this are dropped unless a user says otherwise.
@@ -69,20 +69,7 @@ def expand(plan: Tensor, min_weight: float = MIN_WEIGHT, few: bool = True) -> Pa
         raise TypeError(f'plan must be a tensor (B, N, M + 1), got {type(plan).__name__}')
     if plan.dim() != 3 or plan.size(2) == 0:
         raise ValueError(f'plan must have shape (B, N, M + 1), last column the background, got {tuple(plan.shape)}')
-    num_images, num_preds, columns = plan.shape
-    kept = plan >= min_weight if min_weight else plan > 0
-    kept[:, :, -1] = False
-    index, plan = list_nonzero(kept, plan, few)
-    rows = index.div(columns, rounding_mode='floor')
-    images = rows.div(max(num_preds, 1), rounding_mode='floor')
-    return Pairs(
-        rows=rows,
-        gts=index - rows * columns + images * (columns - 1),
-        images=images,
-        weight=plan.flatten()[index],
-        background=plan[:, :, -1].flatten(),
-        num_images=num_images,
-    )
+    return Pairs(*list_pairs(plan, min_weight, few), len(plan))
 
 
 def check_min_weight(min_weight: Any) -> float:

@@ -1,14 +1,15 @@
 """What to watch of a plan during training."""
 
 import logging
+import math
 from typing import Any, Optional
-from weakref import WeakSet
+from weakref import WeakKeyDictionary
 
 import torch
 from mmengine.logging import print_log
 from torch import Tensor
 
-from uotod_mmdet.ops import act_if
+from uotod_mmdet.ops import ListedPairs, act_if, sums_of_plan
 
 from .pairs import Pairs
 
@@ -30,8 +31,12 @@ def plan_statistics(
         give more to ground truths than to the background; ``sinkhorn_iters``: mean iterations, where there are any.
     """
     images, gts = max(pairs.num_images, 1), gt_mask.sum().clamp(min=1)
-    if assigner is not None and assigner not in _warned:
+    if assigner is not None:
         _warn_if_too_soft(pairs, gts, assigner)
+    sums = sums_of_plan(ListedPairs(*pairs[:5]), gt_mask)
+    if sums is not None:
+        mass, unmatched, entropy, matched = sums.to(pairs.weight.dtype)
+        return _named_statistics(mass / images, unmatched / gts, entropy / matched.clamp(min=1), num_iter)
     gt_mass = pairs.weight.new_zeros(gt_mask.numel()).index_add(0, pairs.gts, pairs.weight)
     unmatched = (gt_mass < 0.5) & gt_mask.flatten()
     row_mass = pairs.row_mass
@@ -49,7 +54,10 @@ At reg=50 our configs have 0.65 to 1, at reg=0.05 dense heads and DINO have 0.0 
 give a ground truth one prediction's worth: the queries of an untrained DETR predict the same, and reg=0.05 gives 0.94.
 """
 
-_warned: WeakSet = WeakSet()
+_LOOK_EVERY = 50
+"""Batches from one look at the softness of an assigner's plans to the next; the first few are looked at, too."""
+
+_batches: WeakKeyDictionary = WeakKeyDictionary()  # how many each assigner has matched; infinite once it was warned of
 
 
 def _warn_if_too_soft(pairs: Pairs, gts: Tensor, assigner: Any) -> None:
@@ -57,6 +65,10 @@ def _warn_if_too_soft(pairs: Pairs, gts: Tensor, assigner: Any) -> None:
 
     The pairs that carry a plan are counted by their participation ratio, (sum P)^2 / sum P^2: K for K equal weights.
     """
+    number = _batches.get(assigner, 0)
+    _batches[assigner] = number + 1
+    if number > 2 and (number == math.inf or number % _LOOK_EVERY):
+        return
     weight = pairs.weight.detach()
     mass, square = weight.sum(), torch.dot(weight, weight)
     carrying = mass.square() / square.clamp(min=torch.finfo(weight.dtype).tiny)
@@ -64,9 +76,9 @@ def _warn_if_too_soft(pairs: Pairs, gts: Tensor, assigner: Any) -> None:
     soft = square < 0.5 * mass  # a hard plan of few predictions is not
 
     def warn() -> None:
-        if assigner in _warned:
+        if _batches.get(assigner) == math.inf:
             return
-        _warned.add(assigner)
+        _batches[assigner] = math.inf
         numbers = ', '.join(f'{n}={getattr(assigner, n)}' for n in ('reg', 'reg_dimless') if hasattr(assigner, n))
         print_log(
             f'{type(assigner).__name__}: the plan is so soft that it teaches everything to everyone: each ground truth '
