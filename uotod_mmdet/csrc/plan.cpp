@@ -86,3 +86,19 @@ extern "C" int uotod_plan_statistics(const int64_t *pair_rows, const int64_t *pa
 } catch (const std::bad_alloc &) {
     return -1;
 }
+
+// Sums of values (count) over each of `groups`, to which they belong in ascending order.
+extern "C" int uotod_sum_groups(const float *values, const int64_t *group, int64_t count, float *sums, int64_t groups,
+                                int) {
+    if (!inside(group, count, groups, true)) return -2;
+    int64_t k = 0;
+    for (int64_t index = 0; index < groups; ++index) {
+        const int64_t end = std::upper_bound(group + k, group + count, index) - group;
+        f8 sum = {};
+        for (; k + 8 <= end; k += 8) sum += load(values + k);
+        float rest = 0;
+        for (; k < end; ++k) rest += values[k];
+        sums[index] = sum8(sum) + rest;
+    }
+    return 0;
+}

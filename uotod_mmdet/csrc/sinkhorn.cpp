@@ -20,14 +20,23 @@ constexpr long TILES = 8;            // whose column sums are added in float bef
 constexpr double LIMIT = 30;         // largest logarithm of a scaling that floats hold safely
 constexpr double EXACT_BELOW = 128;  // as in sinkhorn.py, as is the next
 constexpr double PRECISE_BELOW = 1e12;
+constexpr long NEWTON_COLUMNS = 128;
+constexpr long CHUNK = 8;            // tiles that the Hessian goes through at once
 constexpr float TINY = std::numeric_limits<float>::min();
+constexpr float EPS = std::numeric_limits<float>::epsilon();
 constexpr float DEAD = -1e30f;  // exponent of an entry whose row or column is empty
 const double INF = std::numeric_limits<double>::infinity();
 
 struct Options {
-    long num_iter, check_every;
+    long num_iter, check_every, newton_after;  // newton_after < 0: never
     double tol, absorb_above;
 };
+
+// exp(x) - 1
+double expm1_of(double x) {
+    if (std::fabs(x) > 1e-2) return std::expm1(x);
+    return x * (1 + x / 2 * (1 + x / 3 * (1 + x / 4 * (1 + x / 5 * (1 + x / 6)))));
+}
 
 // Rows or columns: the update of their scaling from sums over the scaled kernel is factor * (mass / sum)^power.
 struct Side {
@@ -100,6 +109,16 @@ struct Side {
         }
         return largest + std::log(sum);
     }
+
+    // What the side adds to the dual.
+    double reward() const {
+        double sum = 0;
+        if (rho == 0) return 0;
+        for (long i = 0; i < count; ++i)
+            if (live(i))
+                sum += mass[i] * (std::isinf(rho) ? potential[i] : -rho * expm1_of(-potential[i] / rho));
+        return sum;
+    }
 };
 
 // The t that maximises the dual of (f + t, g - t) (Sejourne et al., proposition 2).
@@ -126,6 +145,10 @@ class Solver {
         bool fresh = false;
         while (iteration < options.num_iter) {
             if (!fresh) restart();
+            if (options.newton_after >= 0 && iteration >= options.newton_after && columns <= NEWTON_COLUMNS) {
+                iteration = newton(iteration, options);
+                break;
+            }
             const long steps = std::min(options.check_every, options.num_iter - iteration);
             for (long number = 0; number < steps; ++number) iterate();
             iteration += steps;
@@ -151,7 +174,9 @@ class Solver {
     std::vector<float> lanes;     // for each column, eight partial sums
     std::vector<V> peaks;         // likewise
     std::vector<float> masses;    // of the columns
-    std::vector<double> column_sums, new_f, new_g;
+    std::vector<float> row_mass;  // of the plan that `dual` found
+    std::vector<float> weights, weighted;  // what rows, and a column's entries, count in the Hessian
+    std::vector<double> column_sums, hessian, gradient, new_f, new_g;
     Side a, b;
 
     const T *exponent(long tile) const { return exponents.get() + tile * columns * ROWS; }
@@ -182,7 +207,7 @@ class Solver {
             exponents.reset(new T[size]), kernel.reset(new float[size]);
             capacity = size;
         }
-        lanes.resize(columns * 8), peaks.resize(columns), column_sums.resize(columns);
+        row_mass.resize(tiles * ROWS), lanes.resize(columns * 8), peaks.resize(columns), column_sums.resize(columns);
         a.fill(mass_a, rows, tiles * ROWS, rho_a), b.fill(masses.data(), columns, (columns + 7) / 8 * 8, rho_b);
         const T scale = (T)(-1.0 / reg);
         for (long i = 0; i < a.count; i += 8) {
@@ -422,6 +447,195 @@ class Solver {
         error = largest8(change);
     }
 
+    // Maximise the semi-dual from the columns' potentials; see _Problem.newton_steps in sinkhorn.py.
+    long newton(long iteration, const Options &options) {
+        double radius = 4, value = dual();
+        std::vector<double> sinkhorn(columns), before(columns);
+        while (true) {
+            error = 0;
+            for (long j = 0; j < columns; ++j) {
+                if (!b.live(j)) continue;
+                sinkhorn[j] = b.updated(j, b.potential[j] - std::log(column_sums[j]));
+                error = std::max(error, std::fabs(sinkhorn[j] - b.potential[j]));
+            }
+            if (iteration >= options.num_iter || !(error > options.tol)) return iteration;
+            ++iteration;
+            newton_step();
+            for (long j = 0; j < columns; ++j)
+                if (b.live(j)) b.potential[j] += std::max(std::min(gradient[j], radius), -radius);
+            const double new_value = dual();
+            const bool good = new_value >= value - 10 * EPS * std::fabs(value);
+            radius = good ? 4 * radius : std::max(radius / 8, 0.1);
+            value = new_value;
+            if (!good) {
+                for (long j = 0; j < columns; ++j)
+                    if (b.live(j)) b.potential[j] = sinkhorn[j];
+                value = dual();
+            }
+        }
+    }
+
+    // The best scalings of the rows for the potentials of the columns, row and column sums of their plan, and the value
+    // of the dual there. The kernel serves as long as floats hold the scalings.
+    double dual() {
+        double most = 0;
+        for (long j = 0; j < columns; ++j) {
+            if (!b.live(j)) continue;
+            const double log_v = b.potential[j] - b.absorbed[j];
+            b.scaling[j] = (float)std::exp(log_v);
+            most = std::max(most, std::fabs(log_v));
+        }
+        if (!(most < LIMIT)) return dual_by_logs();
+        clear_columns();
+        double mass = 0;
+        f8 largest = {};
+        for (long tile = 0; tile < tiles; ++tile) {
+            f8 sum[PARTS], u[PARTS];
+            row_sums(entries(tile), sum);
+            for (long part = 0; part < PARTS; ++part) {
+                const long i = tile * ROWS + part * 8;
+                u[part] = a.update(i, sum[part]);
+                const f8 log_u = log8(max8(u[part], all(TINY))), row = u[part] * sum[part];
+                largest = max8(largest, a.live8(i) > 0.0f ? abs8(log_u) : all(0.0f));
+                store(&a.scaling[i], u[part]), store(&a.log_scaling[i], log_u), store(&row_mass[i], row);
+                mass += sum8(row);
+            }
+            add_columns(tile, u);
+        }
+        if (!(largest8(largest) < LIMIT)) return dual_by_logs();
+        for (long i = 0; i < a.count; ++i) a.potential[i] = a.absorbed[i] + a.log_scaling[i];
+        for (long j = 0; j < columns; ++j) column_sums[j] = std::max(column_sums[j] * b.scaling[j], (double)TINY);
+        return a.reward() + b.reward() - mass;
+    }
+
+    // The same by logsumexp; `kernel` becomes the plan.
+    double dual_by_logs() {
+        clear_columns();
+        double mass = 0;
+        for (long tile = 0; tile < tiles; ++tile) {
+            f8 ones[PARTS];
+            for (long part = 0; part < PARTS; ++part) {
+                const long r = part * 8, i = tile * ROWS + r;
+                const T *from = exponent(tile) + r;
+                float *to = entries(tile) + r;
+                V peak = every((T)DEAD);
+                for (long j = 0; j < columns; ++j) {
+                    const V x = vector(from + j * ROWS) + (T)b.potential[j];
+                    peak = x > peak ? x : peak;
+                }
+                f8 total = {};
+                for (long j = 0; j < columns; ++j) {
+                    const f8 x = exp8(narrow(vector(from + j * ROWS) + (T)b.potential[j] - peak));
+                    store(to + j * ROWS, x);
+                    total += x;
+                }
+                const f8 log_total = log8(max8(total, all(TINY)));
+                f8 row = {};
+                for (int lane = 0; lane < 8; ++lane) {
+                    if (!a.live(i + lane)) continue;
+                    const double log_sum = (double)peak[lane] + log_total[lane];
+                    a.potential[i + lane] = a.updated(i + lane, -log_sum);
+                    row[lane] = a.power == 1 ? a.mass[i + lane] : (float)std::exp(a.potential[i + lane] + log_sum);
+                }
+                mass += sum8(row);
+                const f8 scale = row / max8(total, all(TINY));
+                for (long j = 0; j < columns; ++j) store(to + j * ROWS, load(to + j * ROWS) * scale);
+                store(&row_mass[i], row);
+                ones[part] = all(1.0f);
+            }
+            add_columns(tile, ones);
+        }
+        // Of a column that all rows avoid, less than floats hold: an upper bound, so that updates fall short.
+        for (auto &sum : column_sums) sum = std::max(sum, (double)TINY);
+        a.restart(), b.restart();
+        return a.reward() + b.reward() - mass;
+    }
+
+    // Add the products of a tile's column with some columns.
+    template <long COUNT>
+    static void add_products(const float *x, const float *y, f8 *sums) {
+        f8 odd[COUNT] = {};
+        for (long r = 0; r < ROWS; r += 16)
+            for (long l = 0; l < COUNT; ++l) {
+                sums[l] += load(x + r) * load(y + l * ROWS + r);
+                odd[l] += load(x + r + 8) * load(y + l * ROWS + r + 8);
+            }
+        for (long l = 0; l < COUNT; ++l) sums[l] += odd[l];
+    }
+
+    // Newton's step, to `gradient`.
+    void newton_step() {
+        const long n = columns;
+        hessian.assign(n * n, 0.0), gradient.assign(n, 0.0);
+        const float share = a.power == 1 ? 1.0f : (float)a.power;
+        weights.resize(a.count), weighted.resize(CHUNK * ROWS);
+        for (long i = 0; i < a.count; i += 8) {
+            const f8 row = load(&row_mass[i]), u = load(&a.scaling[i]);
+            store(&weights[i], row > 0.0f ? share * u * u / row : all(0.0f));
+        }
+        for (long first = 0; first < tiles; first += CHUNK) {
+            const long last = std::min(first + CHUNK, tiles);
+            for (long j = 0; j < n; ++j) {
+                for (long tile = first; tile < last; ++tile)
+                    for (long r = 0; r < ROWS; r += 8)
+                        store(&weighted[(tile - first) * ROWS + r],
+                              load(entries(tile) + j * ROWS + r) * load(&weights[tile * ROWS + r]));
+                for (long k = j; k < n; k += 4) {  // four at a time, as each needs the weighted column
+                    f8 sums[4] = {};
+                    const long count = std::min(4L, n - k);
+                    for (long tile = first; tile < last; ++tile) {
+                        const float *x = &weighted[(tile - first) * ROWS], *y = entries(tile) + k * ROWS;
+                        if (count == 4)
+                            add_products<4>(x, y, sums);
+                        else
+                            for (long l = 0; l < count; ++l) add_products<1>(x, y + l * ROWS, sums + l);
+                    }
+                    for (long l = 0; l < count; ++l)
+                        hessian[j * n + k + l] -= (double)sum8(sums[l]) * b.scaling[j] * b.scaling[k + l];
+                }
+            }
+        }
+        double total = 0, most = 0;
+        std::vector<double> curvature(n);
+        for (long j = 0; j < n; ++j) {
+            const double wanted = b.live(j) ? std::exp(b.log_mass[j] - b.ratio(b.potential[j])) : 0;
+            curvature[j] = column_sums[j] + (std::isinf(b.rho) ? 0 : wanted / b.rho);
+            gradient[j] = b.live(j) ? wanted - column_sums[j] : 0;
+            total += column_sums[j], most = std::max(most, curvature[j]);
+        }
+        // The dual of a balanced problem does not change along (1, ..., 1): one rank more keeps the step off that.
+        if (std::isinf(a.rho) && std::isinf(b.rho))
+            for (long j = 0; j < n; ++j)
+                for (long k = j; k < n; ++k) hessian[j * n + k] += column_sums[j] * (column_sums[k] / total);
+        for (long j = 0; j < n; ++j)
+            hessian[j * n + j] += b.live(j) ? curvature[j] * (1 + EPS) + EPS * 1e-3 * most : 1;
+        std::vector<double> solution = gradient;
+        const bool solved = eliminate(hessian, solution, n);
+        for (long j = 0; j < n; ++j) gradient[j] = solved ? solution[j] : gradient[j] / curvature[j];
+    }
+
+    // Solve with a symmetric positive matrix, given by its upper half; false where it is not positive.
+    static bool eliminate(std::vector<double> &m, std::vector<double> &x, long n) {
+        for (long k = 0; k < n; ++k) {
+            const double *pivot = &m[k * n];
+            if (!(pivot[k] > 0)) return false;
+            const double inverse = 1 / pivot[k];
+            for (long j = k + 1; j < n; ++j) {
+                const double factor = pivot[j] * inverse;
+                double *row = &m[j * n];
+#pragma GCC ivdep
+                for (long l = j; l < n; ++l) row[l] -= factor * pivot[l];
+                x[j] -= factor * x[k];
+            }
+        }
+        for (long k = n - 1; k >= 0; --k) {
+            for (long l = k + 1; l < n; ++l) x[k] -= m[k * n + l] * x[l];
+            x[k] /= m[k * n + k];
+            if (!std::isfinite(x[k])) return false;
+        }
+        return true;
+    }
+
     // The potentials, -inf where a side is empty.
     void write_potentials(double *f, double *g) const {
         std::fill(g, g + width, -INF);
@@ -482,10 +696,10 @@ extern "C" int64_t uotod_sources() { return UOTOD_SOURCES; }
 // -1 where memory ran out.
 extern "C" int uotod_sinkhorn(const float *cost, const float *a, const float *b, const double *reg,
                               const double *rho_a, const double *rho_b, int64_t relative, int64_t batch, int64_t rows,
-                              int64_t columns, int64_t num_iter, int64_t check_every, double tol,
+                              int64_t columns, int64_t num_iter, int64_t check_every, int64_t newton_after, double tol,
                               double absorb_above, const float *scale, float *plan, double *f,
                               double *g, int64_t *done, double *error, int threads) {
-    const Options options{(long)num_iter, (long)check_every, tol, absorb_above};
+    const Options options{(long)num_iter, (long)check_every, (long)newton_after, tol, absorb_above};
     int failed = 0, unfit = 0;
 #pragma omp parallel num_threads(threads) reduction(| : failed, unfit)
     {

@@ -8,7 +8,7 @@ from .focal_rows import focal_rows, pays_in_blocks, softplus
 from .giou import giou_losses
 from .overlaps import pairwise_overlaps
 from .pair_costs import CostTerm, PairInputs, mask_pairs, pair_costs
-from .plan import ListedPairs, list_pairs, sums_of_plan
+from .plan import ListedPairs, list_pairs, sum_groups, sums_of_plan
 from .sinkhorn import largest_cost, sinkhorn
 from .softmax_rows import softmax_rows
 
@@ -17,6 +17,7 @@ __all__ = [
     'assign',
     'distribution_rows',
     'one_hot_plan',
+    'sum_groups',
     'sums_of_plan',
     'CostTerm',
     'PairInputs',

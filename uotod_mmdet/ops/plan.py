@@ -1,6 +1,6 @@
 """The pairs of a plan, and sums over them."""
 
-from typing import NamedTuple, Optional
+from typing import Any, NamedTuple, Optional
 
 import numpy as np
 import torch
@@ -22,6 +22,8 @@ STATISTICS_KERNEL = Kernel(
     'uotod_plan_statistics',
     'rows: i64[K], gts: i64[K], weights: f32[K], K, background: f32[R], R, gt_mask: bool[G], G, values: f64[4]',
 )
+
+SUM_KERNEL = Kernel('uotod_sum_groups', 'values: f32[K], groups: i64[K], K, sums: f32[G], G')
 
 
 class ListedPairs(NamedTuple):
@@ -89,3 +91,24 @@ def sums_of_plan(pairs: ListedPairs, gt_mask: Tensor) -> Optional[Tensor]:
     values = torch.empty(4, dtype=torch.float64)
     STATISTICS_KERNEL(**given, values=values)
     return values
+
+
+def sum_groups(values: Tensor, groups: Tensor, count: int) -> Tensor:
+    """Sums of values (K,) over each of ``count`` groups, to which they belong in ascending order, (count,)."""
+    return _SumGroups.apply(values, groups, count)
+
+
+class _SumGroups(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, groups: Tensor, count: int) -> Tensor:
+        ctx.save_for_backward(groups)
+        if SUM_KERNEL.takes(values=values, groups=groups):
+            sums = values.new_empty(count)
+            SUM_KERNEL(values=values, groups=groups, sums=sums)
+            return sums
+        return values.new_zeros(count).index_add(0, groups, values)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple:
+        (groups,) = ctx.saved_tensors
+        return grad.index_select(0, groups), None, None

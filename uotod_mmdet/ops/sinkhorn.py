@@ -20,7 +20,7 @@ STEPS_UNREAD, NEWTON_STEPS_UNREAD = 20, 30
 KERNEL = Kernel(
     'uotod_sinkhorn',
     'cost: f32[B N K], a: f32[B N], b: f32[B K], reg: f64[B], rho_a: f64[B], rho_b: f64[B], relative: int, B, N, K, '
-    'num_iter: int, check_every: int, tol: float, absorb_above: float, scale: f32[B], '
+    'num_iter: int, check_every: int, newton_after: int, tol: float, absorb_above: float, scale: f32[B], '
     'plan: f32[B N K], f: f64[B N], g: f64[B K], done: i64[B], error: f64[B]',
 )
 
@@ -82,14 +82,13 @@ def sinkhorn_op(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """:func:`sinkhorn` without gradient."""
     problem = dict(cost=cost, a=a, b=b, reg=reg, rho_a=rho_a, rho_b=rho_b, scale=scale)
-    options = dict(check_every=check_every, tol=tol, absorb_above=absorb_above, relative=relative)
+    options = dict(num_iter=num_iter, check_every=check_every, newton_after=newton_after, tol=tol)
+    options.update(absorb_above=absorb_above, relative=relative)
     if KERNEL.takes(**problem):
-        outputs = empty_outputs(cost)
-        first = iterations_before_newton(cost, num_iter, newton_after, read=True)
-        named = dict(zip(('plan', 'f', 'g', 'done', 'error'), outputs))
-        if KERNEL(**problem, **options, num_iter=first, **named) == 0:
-            return _with_newton(problem, outputs, relative, num_iter, first, tol) if first < num_iter else outputs
-    return sinkhorn_reference(**problem, **options, num_iter=num_iter, newton_after=newton_after)
+        outputs = dict(zip(('plan', 'f', 'g', 'done', 'error'), empty_outputs(cost)))
+        if KERNEL(**problem, **options, **outputs) == 0:
+            return tuple(outputs.values())
+    return sinkhorn_reference(**problem, **options)
 
 
 def empty_outputs(cost: Tensor, *arguments: object) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -169,21 +168,6 @@ def iterations_before_newton(cost: Tensor, num_iter: int, newton_after: int, rea
     if newton_after < 0 or cost.size(2) > NEWTON_COLUMNS:
         return num_iter
     return min(num_iter, newton_after if read else min(newton_after, STEPS_UNREAD))
-
-
-def _with_newton(
-    given: dict[str, Tensor], outputs: tuple, relative: bool, num_iter: int, first: int, tol: float
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Go on by Newton's method with the problems that have not converged after ``first`` iterations."""
-    plan, f, g, done, error = outputs
-    left = (~(error <= tol)).nonzero()[:, 0]
-    if len(left):
-        cost, a, b, reg, rho_a, rho_b, scale = (tensor[left] for tensor in given.values())
-        reg = reg * largest_cost(cost) if relative else reg
-        problem = Problem.of(cost, a, b, reg, rho_a, rho_b, read=True)
-        new_plan, f[left], g[left], more, error[left] = newton(problem, g[left], num_iter - first, tol, read=True)
-        plan[left], done[left] = new_plan * scale[:, None, None], done[left] + more
-    return outputs
 
 
 def largest_cost(cost: Tensor) -> Tensor:

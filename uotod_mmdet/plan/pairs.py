@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from uotod_mmdet.arguments import number
-from uotod_mmdet.ops import list_pairs
+from uotod_mmdet.ops import list_pairs, sum_groups
 
 MIN_WEIGHT = 1e-5
 """Pairs lighter than this are dropped unless a user says otherwise.
@@ -31,7 +31,7 @@ class Pairs(NamedTuple):
 
     def sum_by_image(self, values: Tensor) -> Tensor:
         """Sums of a value of each pair (K,), (B,)."""
-        return values.new_zeros(self.num_images).index_add(0, self.images, values)
+        return sum_groups(values, self.images, self.num_images)
 
     def sum_by_row(self, values: Tensor) -> Tensor:
         """Sums of a value of each pair (K,), (B * N,)."""
