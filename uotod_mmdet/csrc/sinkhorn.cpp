@@ -16,9 +16,9 @@
 namespace {
 
 constexpr long PARTS = 8, ROWS = 8 * PARTS;  // vectors and rows of a tile
-constexpr long TILES = 8;            // whose column sums are added in float before they go to double
-constexpr double LIMIT = 30;         // largest logarithm of a scaling that floats hold safely
-constexpr double EXACT_BELOW = 128;  // as in sinkhorn.py, as is the next
+constexpr long TILES = 8;                    // whose column sums are added in float before they go to double
+constexpr double LIMIT = 30;                 // largest logarithm of a scaling that floats hold safely
+constexpr double EXACT_BELOW = 128;          // as in sinkhorn.py, as is the next
 constexpr double PRECISE_BELOW = 1e12;
 constexpr float TINY = std::numeric_limits<float>::min();
 constexpr float DEAD = -1e30f;  // exponent of an entry whose row or column is empty
@@ -117,9 +117,8 @@ class Solver {
     double error = INF;
 
     // Returns the iterations done; `error` is the largest change that the next update would make.
-    long solve(const float *cost, const float *mass_a, const float *mass_b, long num_rows, long num_columns,
-               double reg, double rho_a, double rho_b, const Options &options, float scale, float *plan, double *f,
-               double *g) {
+    long solve(const float *cost, const float *mass_a, const float *mass_b, long num_rows, long num_columns, double reg,
+               double rho_a, double rho_b, const Options &options, float scale, float *plan, double *f, double *g) {
         load_problem(cost, mass_a, mass_b, num_rows, num_columns, reg, rho_a, rho_b);
         start();
         long iteration = 0;
@@ -148,9 +147,9 @@ class Solver {
     size_t capacity = 0;
     std::unique_ptr<T[]> exponents;   // of the kernel without potentials
     std::unique_ptr<float[]> kernel;  // with those that are absorbed
-    std::vector<float> lanes;     // for each column, eight partial sums
-    std::vector<V> peaks;         // likewise
-    std::vector<float> masses;    // of the columns
+    std::vector<float> lanes;         // for each column, eight partial sums
+    std::vector<V> peaks;             // likewise
+    std::vector<float> masses;        // of the columns
     std::vector<double> column_sums, new_f, new_g;
     Side a, b;
 
@@ -208,7 +207,8 @@ class Solver {
         error = INF;
     }
 
-    // How many of `count` columns from the j-th on lie side by side in the problem; 0 where it has not eight from there.
+    // How many of `count` columns from the j-th on lie side by side in the problem; 0 where it has not eight from
+    // there.
     long neighbours(long j, long count) const {
         if (places[j] + 8 > width) return 0;
         long number = 1;
@@ -480,11 +480,11 @@ extern "C" int64_t uotod_sources() { return UOTOD_SOURCES; }
 // relative: whether reg is in units of a problem's largest absolute cost.
 // Returns 0; 1 where a problem is none (NaN, infinite or negative where that may not be, costs too large beside reg);
 // -1 where memory ran out.
-extern "C" int uotod_sinkhorn(const float *cost, const float *a, const float *b, const double *reg,
-                              const double *rho_a, const double *rho_b, int64_t relative, int64_t batch, int64_t rows,
-                              int64_t columns, int64_t num_iter, int64_t check_every, double tol,
-                              double absorb_above, const float *scale, float *plan, double *f,
-                              double *g, int64_t *done, double *error, int threads) {
+extern "C" int uotod_sinkhorn(const float *cost, const float *a, const float *b, const double *reg, const double *rho_a,
+                              const double *rho_b, int64_t relative, int64_t batch, int64_t rows, int64_t columns,
+                              int64_t num_iter, int64_t check_every, double tol, double absorb_above,
+                              const float *scale, float *plan, double *f, double *g, int64_t *done, double *error,
+                              int threads) {
     const Options options{(long)num_iter, (long)check_every, tol, absorb_above};
     int failed = 0, unfit = 0;
 #pragma omp parallel num_threads(threads) reduction(| : failed, unfit)
