@@ -6,7 +6,7 @@ together at the end, on a GPU without waiting for it (see device.py). Only a fai
 
 import numbers
 from collections.abc import Callable, Mapping
-from typing import Optional, Union
+from typing import Any, Optional, Union
 
 import torch
 from mmdet.models.losses.utils import weight_reduce_loss
@@ -189,7 +189,7 @@ def check_finite(owner: str, terms: Mapping[str, Tensor], inputs: Mapping[str, O
             'learning rate, or clip gradients with optim_wrapper=dict(clip_grad=dict(max_norm=...))), or fp16 overflow.'
         )
 
-    total = sum(term.detach().sum() for term in terms.values())
+    total: Any = sum(term.detach().sum() for term in terms.values())
     act_if(~total.isfinite(), complain)
 
 

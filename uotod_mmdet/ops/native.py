@@ -15,7 +15,7 @@ import re
 import warnings
 import zlib
 from pathlib import Path
-from typing import Optional, Union
+from typing import Any, Optional
 
 import torch
 from torch import Tensor
@@ -79,15 +79,17 @@ class Kernel:
             if kind in ('int', 'float'):
                 self.numbers[argument] = int if kind == 'int' else float
             elif kind:
-                dtype, sizes, mark = re.fullmatch(r'(\w+)\[(.*)\]([?~]?)', kind).groups()
-                sizes = tuple(int(size) if size.isdigit() else size for size in sizes.split())
-                self.tensors[argument] = _DTYPES[dtype], sizes, mark
+                declared = re.fullmatch(r'(\w+)\[(.*)\]([?~]?)', kind)
+                assert declared is not None, kind
+                dtype, sizes, mark = declared.groups()
+                shape = tuple(int(size) if size.isdigit() else size for size in sizes.split())
+                self.tensors[argument] = _DTYPES[dtype], shape, mark
 
     def takes(self, **tensors: Optional[Tensor]) -> bool:
         """Whether there is a compiled part and the tensors, some or all of its arguments, are as declared."""
         return library is not None and not is_traced() and self._misfit(tensors, {}) is None
 
-    def __call__(self, **arguments: Union[Tensor, float, None]) -> int:
+    def __call__(self, **arguments: Any) -> int:
         """Run the kernel.
 
         Returns:
@@ -106,7 +108,7 @@ class Kernel:
         misfit = self._misfit(arguments, sizes)
         if misfit is not None or is_traced():
             raise TypeError(f'{self.name}: {misfit} does not fit {self.declaration}')
-        converted = []
+        converted: list[Any] = []
         for name in self.order:
             owner = name.partition('.stride')[0]
             if name in self.tensors:
@@ -115,7 +117,9 @@ class Kernel:
             elif name in self.numbers:
                 converted.append((ctypes.c_double if self.numbers[name] is float else ctypes.c_int64)(arguments[name]))
             else:
-                converted.append(ctypes.c_int64(sizes.get(name, 0) if owner == name else _distance(arguments[owner])))
+                number = sizes.get(name, 0) if owner == name else _distance(arguments[owner])
+                assert number is not None  # rows of no one distance are a misfit
+                converted.append(ctypes.c_int64(number))
         result = getattr(library, self.name)(*converted, ctypes.c_int(torch.get_num_threads()))
         if result == -1:
             raise MemoryError(f'{self.name}: not enough memory')

@@ -1,6 +1,8 @@
 """Entropic optimal transport: the iteration as an op. The method is explained in :mod:`uotod_mmdet.ot.sinkhorn`."""
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -81,8 +83,8 @@ def sinkhorn_op(
     absorb_above: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """:func:`sinkhorn` without gradient."""
-    problem = dict(cost=cost, a=a, b=b, reg=reg, rho_a=rho_a, rho_b=rho_b, scale=scale)
-    options = dict(check_every=check_every, tol=tol, absorb_above=absorb_above, relative=relative)
+    problem: dict[str, Any] = dict(cost=cost, a=a, b=b, reg=reg, rho_a=rho_a, rho_b=rho_b, scale=scale)
+    options: dict[str, Any] = dict(check_every=check_every, tol=tol, absorb_above=absorb_above, relative=relative)
     if KERNEL.takes(**problem):
         outputs = empty_outputs(cost)
         first = iterations_before_newton(cost, num_iter, newton_after, read=True)
@@ -144,7 +146,8 @@ def sinkhorn_reference(
             state = None
         state = problem.scaling(f, g) if state is None else state
         state, changes, scalings = state.steps(problem, steps if read else max(steps - 1, 1))
-        new, held = state.potentials(), scalings < limit  # False where NaN, too
+        new: Sequence[Tensor] = state.potentials()
+        held = scalings < limit  # False where NaN, too
         if read:
             absorb = not (scalings < absorb_above).all()
             if not held.all():
@@ -158,8 +161,8 @@ def sinkhorn_reference(
     if first < num_iter and not (read and (error <= tol).all()):
         steps = num_iter - first if read else min(num_iter - first, NEWTON_STEPS_UNREAD)
         before = error <= tol  # what has converged must not depend on its neighbours in the batch
-        *new, more, new_error = newton(problem, g, steps, tol, read)
-        plan, f, g, error = choose(before, (plan, f, g, error), (*new, new_error))
+        new_plan, new_f, new_g, more, new_error = newton(problem, g, steps, tol, read)
+        plan, f, g, error = choose(before, (plan, f, g, error), (new_plan, new_f, new_g, new_error))
         done = torch.where(before, done, done + more)
     return plan * scale[:, None, None], f, g, done, error
 

@@ -35,8 +35,8 @@ def assignment(cost: Tensor, column_mask: Optional[Tensor] = None, row_mask: Opt
     for name, mask, shape in (('row_mask', row_mask, (batch, rows)), ('column_mask', column_mask, (batch, columns))):
         if mask is not None and (mask.dtype != torch.bool or mask.shape != shape):
             raise ValueError(f'{name} must be bool of shape {shape}, got {mask.dtype} of shape {tuple(mask.shape)}')
-    host_cost = cost.detach().cpu().resolve_neg()
-    host_cost = (host_cost.float() if cost.dtype in (torch.float16, torch.bfloat16) else host_cost).numpy()
+    on_host = cost.detach().cpu().resolve_neg()
+    host_cost = (on_host.float() if cost.dtype in (torch.float16, torch.bfloat16) else on_host).numpy()
     all_finite = bool(np.isfinite(host_cost.sum()))  # padding included, which may be anything
     sides = _places(row_mask, batch, rows), _places(column_mask, batch, columns)
     matching = np.full((batch, rows), -1)
