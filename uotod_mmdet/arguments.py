@@ -2,7 +2,7 @@
 
 import math
 import numbers
-from typing import Any, Optional, Union
+from typing import Any, Literal, Optional, overload
 
 from torch import Tensor
 
@@ -11,6 +11,46 @@ LARGEST = 2**31 - 1
 
 SIZES = 1e-30, 1e30
 """Least and largest size of other numbers, well inside what single precision holds."""
+
+
+@overload
+def number(
+    name: str,
+    value: Any,
+    above: Optional[float] = ...,
+    at_least: Optional[float] = ...,
+    *,
+    whole: Literal[True],
+    infinite: bool = ...,
+    optional: Literal[False] = ...,
+    hint: str = ...,
+) -> int: ...
+
+
+@overload
+def number(
+    name: str,
+    value: Any,
+    above: Optional[float] = ...,
+    at_least: Optional[float] = ...,
+    whole: bool = ...,
+    infinite: bool = ...,
+    optional: Literal[False] = ...,
+    hint: str = ...,
+) -> float: ...
+
+
+@overload
+def number(
+    name: str,
+    value: Any,
+    above: Optional[float] = ...,
+    at_least: Optional[float] = ...,
+    whole: bool = ...,
+    infinite: bool = ...,
+    optional: bool = ...,
+    hint: str = ...,
+) -> Optional[float]: ...
 
 
 def number(
@@ -22,7 +62,7 @@ def number(
     infinite: bool = False,
     optional: bool = False,
     hint: str = '',
-) -> Optional[Union[int, float]]:
+) -> Optional[float]:
     """A number of a config as Python's int or float.
 
     Args:
@@ -46,6 +86,7 @@ def number(
         value = value.item()
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f'{name} must be a number{hint}, got {given!r} of type {type(given).__name__}')
+    value = int(value) if isinstance(value, numbers.Integral) else float(value)
     if above is not None and not value > above:
         raise ValueError(f'{name} must be {"positive" if above == 0 else f"above {above}"}{hint}, got {given}')
     if at_least is not None and not value >= at_least:

@@ -2,6 +2,7 @@
 
 import pickle
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +19,8 @@ def allow_own_checkpoints() -> None:
     """
     if Version(torch.__version__) < Version('2.6'):
         return
-    core = np._core if Version(np.__version__) >= Version('2') else np.core
+    numpy: Any = np
+    core = numpy._core if Version(np.__version__) >= Version('2') else numpy.core
     dtypes = {type(np.dtype(name)) for name in ('bool', 'int32', 'int64', 'float16', 'float32', 'float64')}
     torch.serialization.add_safe_globals(
         [

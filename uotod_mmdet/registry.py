@@ -22,7 +22,8 @@ SCOPE = 'uotod_mmdet'
 def _keyword_names(cls: type) -> Optional[list[str]]:
     """Keywords that ``cls(...)`` takes, those it hands on to its bases by ``**kwargs`` included; None if unknowable."""
     names, open_ended = [], True
-    for base in cls.__mro__[:-1]:  # all but object
+    bases: tuple[Any, ...] = cls.__mro__[:-1]  # all but object
+    for base in bases:
         if '__init__' not in vars(base):
             continue
         parameters = list(inspect.signature(base.__init__).parameters.values())[1:]
@@ -32,7 +33,7 @@ def _keyword_names(cls: type) -> Optional[list[str]]:
     return None if open_ended else list(dict.fromkeys(names))
 
 
-def _name_unknown_arguments(cls: type) -> None:
+def _name_unknown_arguments(cls: Any) -> None:
     """Make ``cls(...)`` answer a misspelt keyword with the names it does take."""
     init, known = cls.__init__, _keyword_names(cls)
     if known is None:

@@ -3,27 +3,21 @@
 import logging
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, NamedTuple, Optional, Union
+from typing import Any, ClassVar, Optional, Union
 
 import torch
 from mmdet.models.task_modules.assigners import AssignResult, BaseAssigner
-from mmdet.structures.bbox import bbox_overlaps
 from mmengine.logging import print_log
 from mmengine.structures import InstanceData
 from torch import Tensor
 
 from uotod_mmdet.arguments import number, switch
-from uotod_mmdet.costs import BOX_SOURCES, Batch, costs_and_background, float_boxes, ignored_boxes, make_batch
+from uotod_mmdet.costs import BOX_SOURCES, Batch, costs_and_background, float_boxes, make_batch
 from uotod_mmdet.ops import act_if, mask_pairs
 from uotod_mmdet.registry import TASK_UTILS
 
-
-class Matching(NamedTuple):
-    """What an assigner found for a batch of images."""
-
-    plan: Tensor  # (B, N, M + 1), last column the background; rows of predictions that take no part are 0
-    cost: Optional[Tensor]  # (B, N, M), 0 on padding; None: the assigner does not tell
-    num_iter: Optional[Tensor]  # (B,) iterations of the solver; None: the strategy does not iterate
+from .match_inputs import checked_mask, checked_mass
+from .matching import Matching, on_ignored, read_hard
 
 
 class TransportAssigner(BaseAssigner):
@@ -58,18 +52,18 @@ class TransportAssigner(BaseAssigner):
         ignore_iof_thr: float = 0.5,
         keep_every_gt: bool = True,
     ) -> None:
-        match_costs = list(match_costs) if isinstance(match_costs, (list, tuple)) else [match_costs]
-        if not match_costs:
+        costs: list[Any] = list(match_costs) if isinstance(match_costs, (list, tuple)) else [match_costs]
+        if not costs:
             raise ValueError("match_costs is empty: give at least one cost, such as dict(type='IoUCost')")
         if box_source not in BOX_SOURCES:
             raise ValueError(f'box_source must be one of {BOX_SOURCES}, got {box_source!r}')
-        for cost in match_costs:
+        for cost in costs:
             if not isinstance(cost, dict) and not callable(cost):
                 raise TypeError(
                     f"match_costs must hold configs such as dict(type='IoUCost'), got {cost!r} of type "
                     f'{type(cost).__name__}'
                 )
-        self.match_costs = [TASK_UTILS.build(cost) if isinstance(cost, dict) else cost for cost in match_costs]
+        self.match_costs = [TASK_UTILS.build(cost) if isinstance(cost, dict) else cost for cost in costs]
         self.background = background
         self.background_cost = background_cost
         self.box_source = box_source
@@ -137,13 +131,13 @@ class TransportAssigner(BaseAssigner):
         if cost.dim() != 3:
             raise ValueError(f'cost must have shape (B, N, M), got {tuple(cost.shape)}')
         batch, num_preds, num_gts = cost.shape
-        gt_mask = _mask('gt_mask', gt_mask, cost, (batch, num_gts))
-        pred_mask = _mask('pred_mask', pred_mask, cost, (batch, num_preds))
+        gt_mask = checked_mask('gt_mask', gt_mask, cost, (batch, num_gts))
+        pred_mask = checked_mask('pred_mask', pred_mask, cost, (batch, num_preds))
         # Floats of 32 bits do not hold every integer of so many.
         wide = cost.dtype in (torch.int32, torch.int64)
         solved = cost.detach().to(torch.float64 if wide else torch.promote_types(cost.dtype, torch.float32))
         solved = mask_pairs(solved, gt_mask, pred_mask)
-        gt_mass = None if gt_mass is None else _mass(gt_mass, solved, gt_mask)
+        gt_mass = None if gt_mass is None else checked_mass(gt_mass, solved, gt_mask)
 
         def complain() -> None:
             if torch.isfinite(solved).all():
@@ -194,6 +188,7 @@ class TransportAssigner(BaseAssigner):
         """
 
         def log_degenerate() -> None:
+            assert batch.gt_bboxes is not None  # without boxes none is degenerate
             for boxes, mask, gts, meta in zip(batch.gt_bboxes, batch.gt_mask, batch.gt_instances, batch.img_metas):
                 degenerate = ~mask[: len(gts)]
                 if degenerate.any():
@@ -202,7 +197,7 @@ class TransportAssigner(BaseAssigner):
         act_if(batch.gt_mask.sum() != sum(len(gt.labels) for gt in batch.gt_instances), log_degenerate)
         num_images, num_preds, num_gts = batch.shape
         costs = self._cost(batch)
-        pred_mask = _mask('pred_mask', batch.pred_mask, costs, (num_images, num_preds))
+        pred_mask = checked_mask('pred_mask', batch.pred_mask, costs, (num_images, num_preds))
         plan, num_iter = self._solution(costs, batch.gt_mask, self._gt_mass(batch), pred_mask)
         if plan.shape != costs.shape:
             raise ValueError(
@@ -214,7 +209,8 @@ class TransportAssigner(BaseAssigner):
             if num_preds and self.ignore_iof_thr >= 0 and ignored is not None and len(ignored):
                 boxes = None if batch.bboxes is None else batch.bboxes[index]
                 unmatched = plan[index].argmax(1) == num_gts
-                plan[index].masked_fill_((unmatched & self._on_ignored(boxes, ignored))[:, None], 0)
+                left_out = unmatched & on_ignored(type(self).__name__, boxes, ignored, self.ignore_iof_thr)
+                plan[index].masked_fill_(left_out[:, None], 0)
         return Matching(plan, costs[:, :, :-1], num_iter)
 
     @torch.no_grad()
@@ -267,69 +263,16 @@ class TransportAssigner(BaseAssigner):
             raise TypeError(f'{type(self).__name__}.assign got no gt_instances')
 
         batch = make_batch([pred_instances], [gt_instances], [img_meta], self.box_source)
-        num_preds, num_gts = len(pred_instances), len(gt_instances)
-        gt_inds = torch.zeros(num_preds, dtype=torch.long, device=batch.device)
-        labels = torch.full_like(gt_inds, -1)
-        boxes, max_overlaps = batch.bboxes, None
-        if boxes is not None:
-            boxes = boxes[0]
-            if self.box_source == 'priors' and 'bboxes' in pred_instances:
-                boxes = float_boxes(pred_instances.bboxes.detach())[0]  # overlaps are those of the predictions
-            if batch.gt_bboxes is not None:
-                max_overlaps = boxes.new_zeros(num_preds)
-        if num_preds and num_gts:
-            found = self.match_batch(batch)
-            gt_inds = self._read_plan(found.plan[0], found.cost[0], batch.gt_mask[0])
-            matched = (gt_inds > 0).nonzero().squeeze(1)
-            matched_gts = gt_inds[matched] - 1
-            labels[matched] = batch.gt_labels[0, matched_gts]
-            if max_overlaps is not None:
-                gt_bboxes = batch.gt_bboxes[0, matched_gts].to(boxes.dtype)
-                max_overlaps[matched] = bbox_overlaps(boxes[matched], gt_bboxes, is_aligned=True)
-                self._check_overlaps(max_overlaps, img_meta)
-        if num_preds and self.ignore_iof_thr >= 0 and gt_instances_ignore is not None and len(gt_instances_ignore):
-            gt_inds[(gt_inds == 0) & self._on_ignored(boxes, gt_instances_ignore)] = -1
-        return AssignResult(num_gts, gt_inds, max_overlaps, labels)
-
-    def _check_overlaps(self, overlaps: Tensor, img_meta: Optional[dict]) -> None:
-        def complain() -> None:
-            raise ValueError(
-                f'pred_instances.bboxes: the overlap of {int((~overlaps.isfinite()).sum())} of {len(overlaps)} '
-                f'predictions of {(img_meta or {}).get("img_path", "an image")} with their ground truths is not '
-                'finite: coordinates are NaN or so large that areas overflow, as a diverged model gives them.'
-            )
-
-        act_if(~torch.isfinite(overlaps.sum()), complain)
-
-    def _on_ignored(self, boxes: Optional[Tensor], ignored: InstanceData) -> Tensor:
-        """Which predictions overlap an ignored box too much, (N,)."""
-        if boxes is None:
-            raise ValueError(
-                'gt_instances_ignore holds boxes, but predictions have neither bboxes nor priors (N, 4) that could '
-                f'overlap them: set ignore_iof_thr=-1 in {type(self).__name__}.'
-            )
-        iof = bbox_overlaps(boxes, ignored_boxes(ignored).to(boxes), mode='iof')
-        return iof.amax(1) > self.ignore_iof_thr
-
-    def _read_plan(self, plan: Tensor, cost: Tensor, gt_mask: Tensor) -> Tensor:
-        """Heaviest column of each prediction: 1-based ground truth or 0 for the background, (N,)."""
-        num_gts = cost.size(1)
-        heaviest, gt_inds = plan[:, :num_gts].max(1)
-        gt_inds = torch.where(heaviest > plan[:, num_gts], gt_inds + 1, 0)
-        if not self.keep_every_gt:
-            return gt_inds
-        count = torch.bincount(gt_inds, minlength=num_gts + 1)
-        for gt in ((count[1:] == 0) & gt_mask).nonzero().squeeze(1).tolist():
-            free = (gt_inds == 0) | (count[gt_inds] > 1)
-            if not free.any():
-                break  # more ground truths than predictions
-            mass = plan[:, gt].masked_fill(~free, -1)
-            by_cost = cost[:, gt].masked_fill(~free, float('inf'))
-            best = int(mass.argmax() if mass.max() > 0 else by_cost.argmin())
-            count[gt_inds[best]] -= 1
-            gt_inds[best] = gt + 1
-            count[gt + 1] += 1
-        return gt_inds
+        boxes = None if batch.bboxes is None else batch.bboxes[0]
+        if boxes is not None and self.box_source == 'priors' and 'bboxes' in pred_instances:
+            boxes = float_boxes(pred_instances.bboxes.detach())[0]  # overlaps are those of the predictions
+        matching = self.match_batch(batch) if len(pred_instances) and len(gt_instances) else None
+        result = read_hard(batch, boxes, matching, self.keep_every_gt)
+        ignored, iof_thr = gt_instances_ignore, self.ignore_iof_thr
+        if len(pred_instances) and iof_thr >= 0 and ignored is not None and len(ignored):
+            unmatched = result.gt_inds == 0
+            result.gt_inds[unmatched & on_ignored(type(self).__name__, boxes, ignored, iof_thr)] = -1
+        return result
 
     def _log_degenerate(self, boxes: Tensor, img_meta: Optional[dict]) -> None:
         image = (img_meta or {}).get('img_path', 'an image')
@@ -340,43 +283,3 @@ class TransportAssigner(BaseAssigner):
             logger='current',
             level=logging.WARNING,
         )
-
-
-def _mask(name: str, mask: Optional[Tensor], cost: Tensor, shape: tuple[int, int]) -> Tensor:
-    """``mask``, checked, or all True."""
-    if mask is None:
-        return torch.ones(shape, dtype=torch.bool, device=cost.device)
-    found = f'{mask.dtype} of shape {tuple(mask.shape)}' if isinstance(mask, Tensor) else type(mask).__name__
-    if not isinstance(mask, Tensor) or mask.shape != shape or mask.dtype != torch.bool:
-        raise ValueError(
-            f'{name} must be bool of shape {shape} for a cost of shape {tuple(cost.shape)}, got {found}; '
-            'mask.bool() and mask.expand(...) make one of others.'
-        )
-    if mask.device != cost.device:
-        raise ValueError(f'{name} must be on the device of the cost, {cost.device}, got {mask.device}')
-    return mask
-
-
-def _mass(mass: Union[float, Tensor], cost: Tensor, gt_mask: Tensor) -> Tensor:
-    """Mass of each ground truth (B, M), checked, 0 on padding, in the dtype of the cost."""
-    if not isinstance(mass, Tensor):
-        mass = torch.full(gt_mask.shape, number('gt_mass', mass, at_least=0), dtype=cost.dtype, device=cost.device)
-    if not mass.dim():
-        mass = mass.expand(gt_mask.shape)
-    if mass.shape != gt_mask.shape or mass.is_complex() or mass.device != cost.device:
-        raise ValueError(
-            f'gt_mass must hold one number for each ground truth, {tuple(gt_mask.shape)}, on {cost.device}, got '
-            f'{mass.dtype} of shape {tuple(mass.shape)} on {mass.device}'
-        )
-    mass = torch.where(gt_mask, mass.detach().to(cost.dtype), 0)
-
-    def complain() -> None:
-        bad = (~(mass.isfinite() & (mass >= 0))).nonzero()
-        image, gt = bad[0].tolist()
-        raise ValueError(
-            f'gt_mass must be finite and >= 0, got {mass[image, gt].item()} for ground truth {gt} of image {image} '
-            f'({len(bad)} such in all)'
-        )
-
-    act_if(~(mass.isfinite() & (mass >= 0)).all(), complain)
-    return mass

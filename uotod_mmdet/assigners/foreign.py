@@ -26,7 +26,8 @@ from torch import Tensor
 
 from uotod_mmdet.costs import Batch, ignored_boxes
 
-from .base import Matching, TransportAssigner
+from .base import TransportAssigner
+from .matching import Matching
 
 _OF_ONE_HEAD = {
     ApproxMaxIoUAssigner: 'the groups of approximate anchors of GARetinaHead and SABLRetinaHead',
@@ -175,7 +176,7 @@ def _assign(assigner: Any, predictions: InstanceData, known: dict[str, Any]) -> 
 
 def _num_level_priors(
     num_level_priors: Optional[Sequence[int]], pred_mask: Optional[Tensor], index: int
-) -> Optional[list[int]]:
+) -> Optional[Sequence[int]]:
     """Number of priors of each level that take part."""
     if num_level_priors is None or pred_mask is None:
         return num_level_priors

@@ -111,8 +111,8 @@ class BalancedSinkhornAssigner(TransportAssigner):
         reg = self.reg_dimless / (at_least_one.log() + (1 + math.log(2))) if self.reg is None else self.reg
         exists, share = num_preds.clamp(max=1), 1 / at_least_one
         rows, columns = self._marginals(gt_mask, gt_mass, pred_mask, exists[:, None], share[:, None])
-        # normalize_cost: in place of dividing the cost, which is larger
-        options = dict(num_iter=self.num_iter, tol=self.tol, relative=self.normalize_cost, scale=num_preds)
+        relative = self.normalize_cost  # in place of dividing the cost, which is larger
+        options: dict[str, Any] = dict(num_iter=self.num_iter, tol=self.tol, relative=relative, scale=num_preds)
         solve = solve_with_pot if self.solver == 'pot' else partial(sinkhorn, newton_after=self.newton_after)
         result = solve(cost, rows, columns, reg, self.reg_pred, self.reg_target, **options)
         return result.plan, result.num_iter
@@ -125,11 +125,10 @@ class BalancedSinkhornAssigner(TransportAssigner):
         ``exists`` (B, 1): 1, or 0 for an image without predictions, which has nothing to send; ``share`` (B, 1): the
         mass of a prediction.
         """
-        if gt_mass is None:
-            if self.gt_mass == 'dynamic_k':
-                raise ValueError("gt_mass='dynamic_k' needs the overlaps of boxes: give match() a gt_mass (B, M)")
-            gt_mass = self.gt_mass
-        mass = gt_mask * (gt_mass * (exists * share))
+        worth: Union[float, str, Tensor] = self.gt_mass if gt_mass is None else gt_mass
+        if isinstance(worth, str):
+            raise ValueError("gt_mass='dynamic_k' needs the overlaps of boxes: give match() a gt_mass (B, M)")
+        mass = gt_mask * (worth * (exists * share))
         total = mass.sum(1, keepdim=True)
         if self.background:
             return pred_mask * share, torch.cat([mass / total.clamp(min=1), (exists - total).clamp(min=0)], dim=1)

@@ -49,7 +49,8 @@ class WeightedSumAssigner(TransportAssigner):
 
     def _solve(self, cost: Tensor, gt_mask: Tensor, gt_mass: Optional[Tensor], pred_mask: Tensor) -> Tensor:
         plans = (strategy.match(cost[:, :, :-1], gt_mask, gt_mass, pred_mask) for strategy in self.strategies)
-        return sum(weight * plan for weight, plan in zip(self.weights, plans))
+        total: Any = sum(weight * plan for weight, plan in zip(self.weights, plans))
+        return total
 
 
 def _build(config: dict) -> TransportAssigner:

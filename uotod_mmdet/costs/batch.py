@@ -112,8 +112,10 @@ def make_batch(
     """
     labels = class_labels(gt_instances)
     num_preds, dtype, fields = _stack(predictions)
-    given = fields or ({} if isinstance(predictions, Mapping) else dict(predictions=predictions))
-    given = dict(given, img_metas=img_metas, gt_instances_ignore=gt_instances_ignore)
+    of_preds: dict[str, Any] = dict(fields)
+    if not fields and not isinstance(predictions, Mapping):
+        of_preds = dict(predictions=predictions)
+    given = dict(of_preds, img_metas=img_metas, gt_instances_ignore=gt_instances_ignore)
     counts = {name: len(of_images) for name, of_images in given.items() if of_images is not None}
     if any(count != len(labels) for count in counts.values()):
         raise ValueError(
@@ -134,7 +136,7 @@ def make_batch(
     if priors is not None and (box_source == 'priors' or 'bboxes' not in fields):
         bboxes = prior_boxes(priors, prior_format)
     gt_labels, gt_bboxes = _pad_ground_truths(labels, gt_instances, dtype)
-    if not labels and fields:
+    if not labels and fields and gt_bboxes is not None:
         gt_labels, gt_bboxes = (values.to(next(iter(fields.values())).device) for values in (gt_labels, gt_bboxes))
     if bboxes is not None and gt_bboxes is not None:
         gt_mask = (gt_bboxes[..., 2:] > gt_bboxes[..., :2]).all(-1)
@@ -188,9 +190,9 @@ def _stack(predictions: Union[Sequence[InstanceData], Mapping[str, Any]]) -> tup
             if values.get(name) is None or any(pred.get(name) is None for pred in predictions):
                 continue
             of_images = [as_tensor(pred[name]) for pred in predictions]
-            shapes = [_shape(value) for value in of_images]
-            if not shapes[0] or len(set(shapes)) > 1:
-                raise ValueError(f'predictions.{name} must be tensors of one shape in all images, got {shapes}')
+            found = [_shape(value) for value in of_images]
+            if not found[0] or len(set(found)) > 1:
+                raise ValueError(f'predictions.{name} must be tensors of one shape in all images, got {found}')
             fields[name] = torch.stack(of_images)
     dtypes = (value.dtype for value in values.values() if isinstance(value, Tensor) and value.is_floating_point())
     return num_preds, reduce(torch.promote_types, dtypes, torch.float32), fields
@@ -271,10 +273,14 @@ def pad(*fields: Sequence[Tensor]) -> list[Tensor]:
 
 
 def _check_labels(gt_labels: Tensor, scores: Optional[Tensor], num_classes: Optional[int]) -> None:
-    if not gt_labels.numel() or (scores is None and num_classes is None):
+    if num_classes is not None:
+        classes, there_are = num_classes, f'num_classes={num_classes}'
+    elif scores is not None:
+        classes, there_are = scores.size(-1), f'the scores have {scores.size(-1)} classes'
+    else:
         return
-    classes = scores.size(-1) if num_classes is None else num_classes
-    there_are = f'the scores have {classes} classes' if num_classes is None else f'num_classes={classes}'
+    if not gt_labels.numel():
+        return
 
     def complain() -> None:
         raise ValueError(

@@ -60,6 +60,7 @@ def _terms(match_costs: Sequence, batch: Batch) -> tuple[list[CostTerm], PairInp
     kinds = {term.kind for term in terms}
     if others:
         terms.append(CostTerm('given', 1.0))
+    total: Any = sum(others)
     boxes = bool(kinds & {'iou', 'giou', 'log_iou', 'l1'})
     classes = bool(kinds & {'softmax', 'focal'})
     inputs = PairInputs(
@@ -68,7 +69,7 @@ def _terms(match_costs: Sequence, batch: Batch) -> tuple[list[CostTerm], PairInp
         scores=batch.scores if classes else None,
         labels=batch.gt_labels if classes else None,
         sizes=_image_sizes(batch) if 'l1' in kinds else None,
-        given=sum(others).to(batch.dtype).contiguous() if others else None,
+        given=total.to(batch.dtype).contiguous() if others else None,
     )
     return terms, inputs
 
@@ -146,6 +147,7 @@ def _image_sizes(batch: Batch) -> Tensor:
     """Width, height, width, height of each image, (B, 4)."""
     if not all('img_shape' in meta for meta in batch.img_metas):
         raise ValueError('BBoxL1Cost needs img_meta with img_shape, which this head does not give the assigner.')
+    assert batch.bboxes is not None  # BBoxL1Cost needs them
     sizes = [[w, h, w, h] for h, w in (meta['img_shape'][:2] for meta in batch.img_metas)]
     return to_device_of(batch.bboxes, sizes)
 

@@ -36,6 +36,7 @@ class PriorCost(BaseMatchCost):
 
     def of_batch(self, batch: Batch) -> Tensor:
         """Cost of a batch, (B, N, M)."""
+        assert batch.priors is not None and batch.gt_bboxes is not None  # NEEDS
         return self.cost(batch.priors, batch.gt_bboxes, batch.prior_format)
 
     def centers_and_sizes(self, priors: Tensor, prior_format: str) -> tuple[Tensor, Tensor]:
@@ -46,7 +47,8 @@ class PriorCost(BaseMatchCost):
         self, pred_instances: InstanceData, gt_instances: InstanceData, img_meta: Optional[dict] = None, **kwargs
     ) -> Tensor:
         """Cost of one image, (N, M)."""
-        return self.cost(*float_boxes(pred_instances.priors, gt_instances.bboxes))
+        priors, gt_bboxes = float_boxes(pred_instances.priors, gt_instances.bboxes)
+        return self.cost(priors, gt_bboxes)
 
 
 @TASK_UTILS.register_module()

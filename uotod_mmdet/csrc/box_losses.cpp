@@ -109,7 +109,8 @@ extern "C" int uotod_box_losses(const float *preds, int64_t rows, const float *t
                                 int64_t images, int64_t centred, const int64_t *pair_rows, const int64_t *pair_truths,
                                 const int64_t *pair_images, const float *weights, int64_t pairs, double scale,
                                 double eps, float *losses, int threads) {
-    const Boxes boxes{preds, truths, sizes, rows, centred, pair_rows, pair_truths, pair_images, weights, pairs, (float)scale};
+    const Boxes boxes{preds,       truths,      sizes,   rows,  centred,     pair_rows,
+                      pair_truths, pair_images, weights, pairs, (float)scale};
     if (!boxes.fit(gts, images)) return -2;
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t first = 0; first < pairs; first += 8) {
@@ -123,11 +124,12 @@ extern "C" int uotod_box_losses(const float *preds, int64_t rows, const float *t
 
 // The gradient of the predictions, (rows, 4), of the sum of losses times grad[k * stride].
 extern "C" int uotod_box_losses_gradient(const float *preds, int64_t rows, const float *truths, int64_t gts,
-                                  const float *sizes, int64_t images, int64_t centred, const int64_t *pair_rows,
-                                  const int64_t *pair_truths, const int64_t *pair_images, const float *weights,
-                                  int64_t pairs, double scale, double eps, const float *grad, int64_t stride,
-                                  float *gradient, int threads) {
-    const Boxes boxes{preds, truths, sizes, rows, centred, pair_rows, pair_truths, pair_images, weights, pairs, (float)scale};
+                                         const float *sizes, int64_t images, int64_t centred, const int64_t *pair_rows,
+                                         const int64_t *pair_truths, const int64_t *pair_images, const float *weights,
+                                         int64_t pairs, double scale, double eps, const float *grad, int64_t stride,
+                                         float *gradient, int threads) {
+    const Boxes boxes{preds,       truths,      sizes,   rows,  centred,     pair_rows,
+                      pair_truths, pair_images, weights, pairs, (float)scale};
     if (!boxes.fit(gts, images)) return -2;
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int part = 0; part < threads; ++part) {

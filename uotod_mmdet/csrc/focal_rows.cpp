@@ -29,10 +29,10 @@ struct Background {
 // Sums over the rows of logits (rows, columns) of weight[i * stride] times the background's loss, but for the entries
 // at `index` (ascending places in the flattened logits), whose loss and slope are given. The gradient is written
 // unless it is null.
-extern "C" int uotod_focal_rows(const float *logits, int64_t rows, int64_t columns, double gamma,
-                                  const float *weights, int64_t stride, const int64_t *index,
-                                  const float *entry_losses, const float *entry_slopes, int64_t entries,
-                                  float *losses, float *gradient, int threads) try {
+extern "C" int uotod_focal_rows(const float *logits, int64_t rows, int64_t columns, double gamma, const float *weights,
+                                int64_t stride, const int64_t *index, const float *entry_losses,
+                                const float *entry_slopes, int64_t entries, float *losses, float *gradient,
+                                int threads) try {
     if (!inside(index, entries, rows * columns, true)) return -2;
     const Background background{(float)gamma};
     const int64_t whole = columns / 8 * 8;

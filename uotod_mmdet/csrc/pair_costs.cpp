@@ -1,5 +1,5 @@
-// Match costs of all predictions with all ground truths in float32 on a processor: what uotod_mmdet/costs does in torch,
-// all terms of a prediction at once.
+// Match costs of all predictions with all ground truths in float32 on a processor: what uotod_mmdet/costs does in
+// torch, all terms of a prediction at once.
 
 #include <algorithm>
 #include <cmath>
@@ -177,9 +177,9 @@ class Costs {
 // mask (gt_mask (images, gts), pred_mask (images, preds) or null) is. Returns 1 where a number is not finite, else 0;
 // -1 where memory ran out, -2 where a label is no class or an input is missing.
 extern "C" int uotod_pair_costs(const Term *terms, int64_t count, const float *boxes, const float *gt_boxes,
-                           const float *scores, int64_t classes, const int64_t *labels, const float *sizes,
-                           const float *given, const uint8_t *gt_mask, const uint8_t *pred_mask, int64_t images,
-                           int64_t preds, int64_t gts, float *cost, int64_t stride, int threads) try {
+                                const float *scores, int64_t classes, const int64_t *labels, const float *sizes,
+                                const float *given, const uint8_t *gt_mask, const uint8_t *pred_mask, int64_t images,
+                                int64_t preds, int64_t gts, float *cost, int64_t stride, int threads) try {
     const long width = padded(gts);
     const Inputs inputs{boxes, gt_boxes, scores, classes, labels, sizes, given};
     std::vector<Costs> costs;

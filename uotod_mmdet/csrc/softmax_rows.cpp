@@ -54,9 +54,8 @@ struct Bins {
 // Softmax cross-entropy. Row i of scores (rows, columns) has label `background` with weight of_background[i], and the
 // labels of its pairs with theirs. Writes its loss and the logarithm of the sum of its exponentials, (rows, 2).
 extern "C" int uotod_softmax_rows(const float *scores, int64_t rows, int64_t columns, int64_t background,
-                                    const float *of_background, const int64_t *pair_rows, const int64_t *labels,
-                                    const float *weights, int64_t pairs, float *losses, LogSum *log_sums,
-                                    int threads) {
+                                  const float *of_background, const int64_t *pair_rows, const int64_t *labels,
+                                  const float *weights, int64_t pairs, float *losses, LogSum *log_sums, int threads) {
     if (!inside(pair_rows, pairs, rows, true) || !inside(labels, pairs, columns) || background < 0 ||
         background >= columns)
         return -2;
@@ -80,9 +79,9 @@ extern "C" int uotod_softmax_rows(const float *scores, int64_t rows, int64_t col
 
 // Its gradient, scaled by grad[i * stride] in row i.
 extern "C" int uotod_softmax_rows_gradient(const float *scores, int64_t rows, int64_t columns, int64_t background,
-                                      const float *of_background, const int64_t *pair_rows, const int64_t *labels,
-                                      const float *weights, int64_t pairs, const LogSum *log_sums, const float *grad,
-                                      int64_t stride, float *gradient, int threads) {
+                                           const float *of_background, const int64_t *pair_rows, const int64_t *labels,
+                                           const float *weights, int64_t pairs, const LogSum *log_sums,
+                                           const float *grad, int64_t stride, float *gradient, int threads) {
     if (!inside(pair_rows, pairs, rows, true) || !inside(labels, pairs, columns) || background < 0 ||
         background >= columns)
         return -2;

@@ -91,9 +91,7 @@ static inline f8 exp8_inside(f8 x) {
 }
 
 // exp of any number: 0 below -87.3, what lies above 88 counts as 88, and NaN stays NaN.
-static inline f8 exp8(f8 x) {
-    return x < -87.3f ? all(0.0f) : exp8_inside(x > 88.0f ? all(88.0f) : x);
-}
+static inline f8 exp8(f8 x) { return x < -87.3f ? all(0.0f) : exp8_inside(x > 88.0f ? all(88.0f) : x); }
 
 // log of positive normal numbers to about one unit in the last place. Coefficients: Cephes.
 static inline f8 log8(f8 x) {

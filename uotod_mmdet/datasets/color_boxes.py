@@ -9,7 +9,7 @@ from __future__ import annotations
 import colorsys
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -70,8 +70,9 @@ def draw_image(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.nda
     noise = 128 + 16 * rng.standard_normal((HEIGHT, WIDTH), dtype=np.float32)
     image = np.repeat(noise.clip(0, 255).astype(np.uint8)[..., None], 3, axis=2)
 
-    count = rng.integers(MAX_OBJECTS + 1)
-    sides = np.exp(rng.uniform(*np.log(SIDE_RANGE), (count, 2)))
+    count = int(rng.integers(MAX_OBJECTS + 1))
+    shortest, longest = np.log(SIDE_RANGE)
+    sides = np.exp(rng.uniform(shortest, longest, (count, 2)))
     sides = sides[np.argsort(sides.prod(1))]
 
     covered = np.zeros((HEIGHT, WIDTH), dtype=bool)
@@ -85,15 +86,15 @@ def draw_image(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.nda
                 break
         else:
             continue
-        label = rng.integers(len(CLASSES))
+        label = int(rng.integers(len(CLASSES)))
         image[window][visible] = _draw_color(rng, label)
         covered[window] |= inside
         labels.append(label)
         polygons.append(polygon)
 
-    polygons = np.array(polygons, dtype=np.float64).reshape(-1, 4, 2)
-    boxes = np.concatenate([polygons.min(1), polygons.max(1)], axis=1)
-    return image, boxes, np.array(labels, dtype=np.int64), polygons
+    corners = np.array(polygons, dtype=np.float64).reshape(-1, 4, 2)
+    boxes = np.concatenate([corners.min(1), corners.max(1)], axis=1)
+    return image, boxes, np.array(labels, dtype=np.int64), corners
 
 
 def _place_rectangle(rng: np.random.Generator, sides: np.ndarray) -> np.ndarray:
@@ -190,7 +191,7 @@ def _folder(root: str | Path, size: str, seed: int) -> Path:
     return Path(root) / f'{size}_seed{seed}'
 
 
-def _check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
+def _check_choice(name: str, value: Any, choices: Iterable[str]) -> None:
     if value not in choices:
         raise ValueError(f'{name} of Color Boxes must be one of {", ".join(map(repr, choices))}; got {value!r}.')
 
@@ -203,13 +204,14 @@ def _write_splits(folder: Path, size: str, seed: int) -> None:
     with tqdm(total=sum(SIZES[size]), desc=f'Making Color Boxes {size}', unit='image') as progress:
         for split_index, (split, count) in enumerate(zip(SPLITS, SIZES[size])):
             (folder / split).mkdir(parents=True)
-            images, annotations = [], []
+            images: list[dict[str, Any]] = []
+            annotations: list[dict[str, Any]] = []
             for image_id in range(count):
                 image, boxes, labels, polygons = draw_image(np.random.default_rng([seed, split_index, image_id]))
                 file_name = f'{image_id:06d}.jpg'
                 # cv2.imwrite answers a full disk with False; write_bytes raises.
                 _, jpeg = cv2.imencode('.jpg', image, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
-                (folder / split / file_name).write_bytes(jpeg)
+                (folder / split / file_name).write_bytes(jpeg.tobytes())
                 images.append({'id': image_id, 'file_name': file_name, 'width': WIDTH, 'height': HEIGHT})
                 # pycocotools takes annotation id 0 for 'no match', so ids start at 1.
                 annotations += [

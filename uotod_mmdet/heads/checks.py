@@ -39,7 +39,7 @@ def check_floats(owner: str, name: str, values: Any, layout: str, shape: Sequenc
 
 def check_images(
     owner: str,
-    num_images: int,
+    num_images: Optional[int],
     batch_gt_instances: Sequence[InstanceData],
     batch_img_metas: Sequence[dict],
     batch_gt_instances_ignore: Optional[Sequence[InstanceData]],
@@ -73,8 +73,11 @@ def check_images(
             )
 
 
-def check_gt_bboxes(owner: str, batch: Batch) -> None:
+def check_gt_bboxes(owner: str, batch: Batch) -> Tensor:
     """Check that the ground truths have boxes.
+
+    Returns:
+        These, (B, M, 4).
 
     Raises:
         ValueError: If not.
@@ -82,6 +85,7 @@ def check_gt_bboxes(owner: str, batch: Batch) -> None:
     if batch.gt_bboxes is None:
         found = [tuple(gt.bboxes.shape) if 'bboxes' in gt else 'none' for gt in batch.gt_instances]
         raise ValueError(f'{owner}: {GT_BBOXES} must have shape (M, 4) in each image, got {found}.')
+    return batch.gt_bboxes
 
 
 def check_pair_boxes(owner: str, gt_bboxes: Tensor, **pred: Tensor) -> None:

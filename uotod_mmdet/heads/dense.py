@@ -52,6 +52,18 @@ class DenseHead:
         *args, **kwargs: mmdet's.
     """
 
+    # What mmdet's head, the other base, brings.
+    assigner: Any
+    bbox_coder: Any
+    cls_out_channels: int
+    get_anchors: Callable
+    num_base_priors: Any
+    num_classes: int
+    prior_generator: Any
+    sampler: Any
+    train_cfg: Any
+    use_sigmoid_cls: bool
+
     def __init__(self, *args: Any, min_weight: float = MIN_WEIGHT, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.min_weight = check_min_weight(min_weight)
@@ -198,14 +210,14 @@ class DenseHead:
             prior_format='anchor',
             score_format='logits',
         )
-        check_gt_bboxes(type(self).__name__, batch)
+        gt_bboxes = check_gt_bboxes(type(self).__name__, batch)
         matching = self.matcher.match_batch(batch, num_level_priors)
         pairs = expand(matching.plan, self.min_weight)
         return Matched(
             pairs=pairs,
             scores=scores.flatten(0, 1),
             priors=priors[pairs.rows % len(priors)],
-            gt_bboxes=batch.gt_bboxes.flatten(0, 1)[pairs.gts],
+            gt_bboxes=gt_bboxes.flatten(0, 1)[pairs.gts],
             gt_labels=batch.gt_labels.flatten()[pairs.gts],
             inside=inside.flatten(),
             statistics=plan_statistics(pairs, batch.gt_mask, matching.num_iter, self.assigner),

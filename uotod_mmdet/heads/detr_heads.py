@@ -53,7 +53,7 @@ class DETRHead(mmdet.models.dense_heads.DETRHead):
     def __init__(self, *args: Any, min_weight: float = MIN_WEIGHT, **kwargs: Any) -> None:
         self.min_weight = check_min_weight(min_weight)
         # mmdet's turns bg_cls_weight into class weights in its very own DETRHead only.
-        num_classes = kwargs.get('num_classes', args[0] if args else None)
+        num_classes: Any = kwargs.get('num_classes', args[0] if args else None)
         bg_cls_weight = None
         loss_cls = kwargs.get('loss_cls', dict(type='CrossEntropyLoss', class_weight=1.0, bg_cls_weight=0.1))
         kwargs['loss_cls'] = loss_cls = dict(loss_cls)
@@ -151,8 +151,9 @@ class DETRHead(mmdet.models.dense_heads.DETRHead):
                 num_classes=self.num_classes,
                 score_format='logits',
             )
-            check_gt_bboxes(name, batch)
-            check_pair_boxes(name, batch.gt_bboxes, bbox_preds=boxes)
+            gt_bboxes, pred_bboxes = check_gt_bboxes(name, batch), batch.bboxes
+            assert pred_bboxes is not None
+            check_pair_boxes(name, gt_bboxes, bbox_preds=boxes)
             matching = self.matcher.match_batch(batch)
             pairs = expand(matching.plan, self.min_weight, few=not copies_no_rows(self.loss_cls))
 
@@ -165,7 +166,7 @@ class DETRHead(mmdet.models.dense_heads.DETRHead):
                 cls_avg_factor = reduce_mean(cls_avg_factor)
             num_pos = reduce_mean(num_pos).clamp(min=1)
 
-            box_args = boxes.flatten(0, 1), batch.gt_bboxes.flatten(0, 1), pairs, sizes
+            box_args = boxes.flatten(0, 1), gt_bboxes.flatten(0, 1), pairs, sizes
             losses = dict(
                 loss_cls=classification_losses(
                     self.loss_cls,
@@ -174,8 +175,8 @@ class DETRHead(mmdet.models.dense_heads.DETRHead):
                     self.num_classes,
                     pairs,
                     lambda: bbox_overlaps(
-                        batch.bboxes.flatten(0, 1)[pairs.rows],
-                        batch.gt_bboxes.flatten(0, 1)[pairs.gts],
+                        pred_bboxes.flatten(0, 1)[pairs.rows],
+                        gt_bboxes.flatten(0, 1)[pairs.gts],
                         is_aligned=True,
                     ),
                 ),

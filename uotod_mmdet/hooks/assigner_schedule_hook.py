@@ -74,7 +74,7 @@ class AssignerScheduleHook(Hook):
         self.begin = begin
         self.end = end
         self.by_epoch = by_epoch
-        self._range = begin, end
+        self._range = begin, begin + 1 if end is None else end  # the end is known when training begins
 
     def before_train(self, runner: Runner) -> None:
         """Find the assigners, and what the training loop counts."""

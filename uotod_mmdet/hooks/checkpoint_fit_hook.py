@@ -1,6 +1,7 @@
 """Refuse a checkpoint that belongs to another model."""
 
 import re
+from typing import cast
 
 from mmengine.hooks import Hook
 from mmengine.model import BaseTTAModel, is_model_wrapper
@@ -33,7 +34,7 @@ def check_checkpoint(model: nn.Module, checkpoint: dict) -> None:
         ValueError: See :class:`CheckpointFitHook`.
     """
     while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
-        model = model.module
+        model = cast(nn.Module, model.module)
     held = checkpoint.get('state_dict', checkpoint)
     held = {re.sub(r'^module\.', '', name): value for name, value in held.items()}
     wanted = model.state_dict()

@@ -165,7 +165,7 @@ def _annotated(dataset: Any) -> Optional[Counter]:
     """
     if isinstance(dataset, CocoDataset) and hasattr(dataset, 'cat_img_map'):
         categories = _coco_categories(dataset)
-        counts = Counter()
+        counts: Counter = Counter()
         for category in categories or ():
             counts[category['name']] += len(dataset.cat_img_map.get(category['id'], ()))
         return counts if categories else None
@@ -225,7 +225,7 @@ def _check_num_classes(dataset: Any, runner: Runner) -> None:
         runner.logger.warning(advice)
 
 
-def _box_heads(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+def _box_heads(model: nn.Module) -> Iterator[tuple[str, Any]]:
     for path, module in model.named_modules():
         if re.search(r'(^|\.)bbox_head(\.\d+)?$', path) and isinstance(getattr(module, 'num_classes', None), int):
             yield path, module

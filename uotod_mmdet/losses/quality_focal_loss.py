@@ -74,18 +74,21 @@ def quality_focal_loss(
     if isinstance(target, Tensor):
         check_tensor(NAME, 'target', target, pred.shape, FORMS)
         faults.append((outside(target, 0, 1), lambda: f'target must lie in [0, 1]; it lies in {span(target)}.'))
-        label = score = None
+        wanted: Union[Tensor, tuple[Tensor, Tensor]] = target
     else:
-        label, score = _label_and_score(x, target, faults)
+        wanted = _label_and_score(x, target, faults)
 
     if not activated and pays_in_blocks(x):
-        index, quality = nonzero_entries(target) if label is None else _foreground_entries(label, score, x.size(1))
+        index, quality = (
+            nonzero_entries(wanted) if isinstance(wanted, Tensor) else _foreground_entries(*wanted, x.size(1))
+        )
         factor = row_factor(weight, reduction, avg_factor, x, len(x))
         rows = quality_focal_rows(x, index, quality.to(x.dtype), factor, beta)
         return checked(NAME, rows if reduction == 'none' else rows.sum(), pred, weight, avg_factor, faults)
 
-    soft = target.to(x.dtype) if label is None else _soft_target(x, label, score)
-    if soft.requires_grad and label is None:  # mmdet has no gradient by a dense target that is 0, nor have the blocks
+    soft = wanted.to(x.dtype) if isinstance(wanted, Tensor) else _soft_target(x, *wanted)
+    if soft.requires_grad and isinstance(wanted, Tensor):
+        # mmdet has no gradient by a dense target that is 0, nor have the blocks
         soft = torch.where(soft > 0, soft, 0)
     if activated:
         # Nor does it take illegal targets: the last fault is theirs, and roundings are forgiven.

@@ -97,12 +97,14 @@ def box_losses_gradient_op(
     if eps < 0:
         truth = truth if sizes is None else bbox_xyxy_to_cxcywh(truth / sizes[images])
         slopes = (pred - truth).sign()
-    elif sizes is None:
-        slopes = giou_and_slopes(pred, truth, eps)[1]
     else:
-        size = sizes[images]
-        low, high = (giou_and_slopes(bbox_cxcywh_to_xyxy(pred) * size, truth, eps)[1] * size).split(2, dim=1)
-        slopes = torch.cat([low + high, (high - low) / 2], 1)
+        size = None if sizes is None else sizes[images]
+        _, found = giou_and_slopes(pred if size is None else bbox_cxcywh_to_xyxy(pred) * size, truth, eps)
+        assert found is not None
+        slopes = found
+        if size is not None:
+            low, high = (slopes * size).split(2, dim=1)
+            slopes = torch.cat([low + high, (high - low) / 2], 1)
     return torch.zeros_like(preds).index_add_(0, rows, slopes * (scale * weights * grad)[:, None])
 
 

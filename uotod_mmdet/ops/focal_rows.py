@@ -101,7 +101,7 @@ def focal_rows_op(
         others = slice(bounds[number], bounds[number + 1])
         loss.mul_(factor).view(-1)[index[others] - start * columns] = entry_losses[others]
         torch.sum(loss, 1, out=losses[part])
-    if gradient is not None:
+    if gradient is not None and entry_slopes is not None:
         gradient.view(-1)[index] = entry_slopes
     return losses, losses.new_empty(0) if gradient is None else gradient
 

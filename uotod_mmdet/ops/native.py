@@ -16,7 +16,7 @@ import warnings
 import zlib
 from ctypes import c_double, c_int64, c_void_p
 from pathlib import Path
-from typing import Optional, Union
+from typing import Any, Optional
 
 import torch
 from torch import Tensor
@@ -74,22 +74,24 @@ class Kernel:
         self.declaration = arguments
         self.tensors: dict[str, tuple] = {}
         self.numbers: dict[str, type] = {}
-        self.order = []
+        self.order: list[str] = []
         for declaration in re.split(r',\s*', arguments):
             argument, _, kind = declaration.partition(': ')
             self.order.append(argument)
             if kind in ('int', 'float'):
                 self.numbers[argument] = int if kind == 'int' else float
             elif kind:
-                dtype, sizes, mark = re.fullmatch(r'(\w+)\[(.*)\]([?~]?)', kind).groups()
-                sizes = tuple(int(size) if size.isdigit() else size for size in sizes.split())
-                self.tensors[argument] = _DTYPES[dtype], sizes, mark
+                declared = re.fullmatch(r'(\w+)\[(.*)\]([?~]?)', kind)
+                assert declared is not None, kind
+                dtype, sizes, mark = declared.groups()
+                shape = tuple(int(size) if size.isdigit() else size for size in sizes.split())
+                self.tensors[argument] = _DTYPES[dtype], shape, mark
 
     def takes(self, **tensors: Optional[Tensor]) -> bool:
         """Whether there is a compiled part and the tensors, some or all of its arguments, are as declared."""
         return library is not None and not is_traced() and self._misfit(tensors, {}) is None
 
-    def __call__(self, **arguments: Union[Tensor, float, None]) -> int:
+    def __call__(self, **arguments: Any) -> int:
         """Run the kernel.
 
         Returns:
@@ -108,7 +110,7 @@ class Kernel:
         misfit = self._misfit(arguments, sizes)
         if misfit is not None or is_traced():
             raise TypeError(f'{self.name}: {misfit} does not fit {self.declaration}')
-        converted = []
+        converted: list[Any] = []
         for name in self.order:
             if name in self.tensors:
                 tensor = arguments[name]

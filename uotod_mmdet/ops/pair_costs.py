@@ -134,13 +134,21 @@ def _term(term: CostTerm, inputs: PairInputs) -> Tensor:
     """One term in torch, (B, N, M), anything on what takes no part."""
     boxes, gt_boxes, scores, labels, sizes, given = inputs
     if term.kind == 'given':
+        assert given is not None
         return term.weight * given
+    if term.kind in ('softmax', 'focal'):
+        assert scores is not None and labels is not None
+        return _class_term(term, scores, labels)
+    assert boxes is not None and gt_boxes is not None
     if term.kind in ('iou', 'giou'):
         return pairwise_overlaps(boxes, gt_boxes, term.kind).mul_(term.weight)
     if term.kind == 'log_iou':
         return pairwise_overlaps(boxes, gt_boxes).clamp_(min=term.eps).log_().mul_(term.weight)
-    if term.kind == 'l1':
-        return _l1(boxes, gt_boxes, sizes[:, None], bool(term.centred)).mul_(term.weight)
+    assert sizes is not None
+    return _l1(boxes, gt_boxes, sizes[:, None], bool(term.centred)).mul_(term.weight)
+
+
+def _class_term(term: CostTerm, scores: Tensor, labels: Tensor) -> Tensor:
     if term.kind == 'softmax':
         return _of_gt_class(scores.softmax(2), labels).mul_(term.weight)
     prob = _of_gt_class(scores, labels).sigmoid()

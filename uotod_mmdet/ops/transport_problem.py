@@ -58,8 +58,9 @@ class Problem(NamedTuple):
     def scaling(self, f: Tensor, g: Tensor) -> 'Scaling':
         """The iteration on the kernel of f and g."""
         kernel = self.plan(f, g)
-        masses = self.log_a.exp().to(self.dtype), self.log_b.exp().to(self.dtype)
-        return Scaling(kernel, kernel.transpose(1, 2).contiguous(), *masses, *map(torch.ones_like, masses), f, g)
+        a, b = self.log_a.exp().to(self.dtype), self.log_b.exp().to(self.dtype)
+        transposed = kernel.transpose(1, 2).contiguous()
+        return Scaling(kernel, transposed, a, b, torch.ones_like(a), torch.ones_like(b), f, g)
 
     def error(self, f: Tensor, g: Tensor) -> Tensor:
         """Largest change that the next update of f or of g would make, (B,)."""

@@ -43,12 +43,12 @@ def solve_with_pot(
     )
     plan = torch.zeros_like(cost, dtype=torch.float64)
     f, g = (torch.full_like(mass, -math.inf, dtype=torch.float64) for mass in (a, b))
-    iterations, errors = [], []
+    counts, errors = [], []
     for index in range(len(cost)):
         rows, columns = a[index] > 0, b[index] > 0
         real = rows[:, None] & columns
         if not real.any():
-            iterations.append(0)
+            counts.append(0)
             errors.append(0.0)
             continue
         problem = cost[index][rows][:, columns].double().cpu().numpy()
@@ -66,10 +66,10 @@ def solve_with_pot(
             found = log[f'log_{name}' if f'log_{name}' in log else f'log{name}']
             potential[index, side] = torch.from_numpy(found).to(plan.device)
         plan[index][real] = torch.from_numpy(solution).flatten().to(plan.device)
-        iterations.append(log.get('niter', num_iter))
+        counts.append(log.get('niter', num_iter))
         errors.append(float(log['err'][-1]) if log['err'] else math.inf)
-    error = cost.new_tensor(errors)
+    last_error = cost.new_tensor(errors)
     if scale is not None:
         plan.mul_(scale[:, None, None])
-    iterations = torch.tensor(iterations, device=cost.device)
-    return SinkhornResult(plan.to(cost.dtype), f, g, iterations, error, error <= tol)
+    num_iters = torch.tensor(counts, device=cost.device)
+    return SinkhornResult(plan.to(cost.dtype), f, g, num_iters, last_error, last_error <= tol)

@@ -88,7 +88,7 @@ def classification_losses(
     labels: Tensor,
     background_label: int,
     pairs: Pairs,
-    quality: Callable[[], Tensor],
+    quality: Optional[Callable[[], Tensor]],
     num_negatives: Optional[Tensor] = None,
 ) -> Tensor:
     """Classification loss of each prediction under a plan.
@@ -99,7 +99,7 @@ def classification_losses(
         labels: Class of each pair's ground truth, a column of ``scores``, (K,).
         background_label: Label of the background, a column of ``scores`` or C.
         pairs: The plan.
-        quality: Gives the quality (IoU) of each pair, (K,).
+        quality: Gives the quality (IoU) of each pair, (K,). None: the loss reads none.
         num_negatives: Hard negative mining: how many predictions of each image, those of the largest weighted
             background loss, keep that loss, (B,). Not for losses of qualities. None: all do.
 
@@ -107,7 +107,7 @@ def classification_losses(
         (B * N,), ``loss_weight`` of the loss included.
     """
     reading = reading_of(loss)
-    rows = Rows(scores, labels, background_label, pairs, quality, num_negatives)
+    rows = Rows(scores, labels, background_label, pairs, _no_quality if quality is None else quality, num_negatives)
     found = None if reading.faster is None else reading.faster(loss, rows)
     if found is not None:
         return found
@@ -125,6 +125,10 @@ def classification_losses(
         losses = keep_hardest(losses, num_negatives)
     matched = sum_by_row(loss(scores[pairs.rows], labels, shaped(pairs.weight), reduction_override='none'))
     return losses.index_add(0, pairs.rows, matched.to(losses.dtype))
+
+
+def _no_quality() -> Tensor:
+    raise ValueError('The loss reads qualities of pairs, which this head does not give.')
 
 
 def mean_quality(rows: Rows, mass: Tensor) -> Tensor:

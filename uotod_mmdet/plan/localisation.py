@@ -36,7 +36,8 @@ def box_losses(
     l1 = type(loss) is L1Loss and (relative or sizes is None)
     if len(pairs.rows) and (l1 or (type(loss) is GIoULoss and not relative)):
         places = pairs.rows, pairs.gts, pairs.images, pairs.weight
-        return gathered_box_losses(boxes, gt_bboxes, sizes, *places, loss.loss_weight, None if l1 else loss.eps)
+        eps = None if l1 else loss.eps
+        return gathered_box_losses(boxes, gt_bboxes, sizes, *places, loss.loss_weight, eps)  # type: ignore[arg-type]
     preds, targets = boxes.index_select(0, pairs.rows), gt_bboxes.index_select(0, pairs.gts)
     if sizes is not None:
         size = sizes[pairs.images]
@@ -62,7 +63,8 @@ def pair_losses(loss: nn.Module, pred: Tensor, target: Tensor, weight: Tensor) -
     if not len(pred):  # some losses of mmdet give a scalar then
         return (pred + target).sum(1) * 0
     if type(loss) is GIoULoss and not target.requires_grad:
-        return loss.loss_weight * weight * giou_losses(pred, target, loss.eps)
+        losses = giou_losses(pred, target, loss.eps)  # type: ignore[arg-type]
+        return loss.loss_weight * weight * losses  # type: ignore[operator]
     if type(loss) in (L1Loss, SmoothL1Loss):  # one weight for the four coordinates
         return weight * sum_by_row(loss(pred, target, reduction_override='none'))
     return sum_by_row(loss(pred, target, weight[:, None].expand_as(pred), reduction_override='none'))
