@@ -418,7 +418,7 @@ class Setup:
             'from uotod_mmdet.ops import native; print(native.library)'
         )
         if self.demand(code, 'The environment does not work').strip().endswith('None'):
-            say(f'no compiled part of uotod_mmdet: all works, more slowly on a processor; {self.log} may say why')
+            say(f'no compiled part of uotod_mmdet: all works, more slowly on a CPU; {self.log} may say why')
 
 
 def main(arguments: Optional[list] = None) -> Optional[str]:

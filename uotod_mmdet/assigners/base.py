@@ -127,7 +127,7 @@ class TransportAssigner(BaseAssigner):
             rows are exactly 0.
 
         Raises:
-            TypeError: If ``cost`` is no tensor of real numbers.
+            TypeError: If ``cost`` is not a tensor of real numbers.
             ValueError: If shapes or devices disagree, a mask is not bool, a real entry of ``cost`` is not finite, or
                 one of ``gt_mass`` negative or not finite.
         """
@@ -251,9 +251,9 @@ class TransportAssigner(BaseAssigner):
             ``labels`` (N,), -1 if unmatched.
 
         Raises:
-            TypeError: If ``gt_instances`` are missing, or their labels are no integers.
-            ValueError: Non-finite costs or labels that are no class, naming the image and the term; a field that a cost
-                needs and the head does not give.
+            TypeError: If ``gt_instances`` are missing, or their labels are not integers.
+            ValueError: If costs are not finite or labels are not a class, naming the image and the term; or if the head
+                does not give a field that a cost needs.
         """
         for argument in args:
             if isinstance(argument, dict):

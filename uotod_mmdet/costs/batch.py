@@ -106,7 +106,7 @@ def make_batch(
         score_format: What the scores are: 'logits' or 'probabilities'. 'auto': unknown; costs take them as mmdet's do.
 
     Raises:
-        TypeError: If labels are no integers.
+        TypeError: If labels are not integers.
         ValueError: If ``box_source`` does not fit the predictions, the images differ in number or shape of predictions,
             the arguments in number of images, a mask has a wrong shape or dtype, or a label is not a foreground class.
     """

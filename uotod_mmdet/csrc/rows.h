@@ -1,4 +1,4 @@
-// What the kernels on rows of a matrix share.
+// Shared code of the kernels on rows of a matrix.
 #pragma once
 
 #include <algorithm>

@@ -1,4 +1,4 @@
-// Entropic optimal transport in float32 on a processor: the method of uotod_mmdet/ot/sinkhorn.py, one problem a thread.
+// Entropic optimal transport in float32 on a CPU: the method of uotod_mmdet/ot/sinkhorn.py, one problem a thread.
 //
 // A problem's kernel is kept in tiles of 64 rows, [tile][column][row of the tile], so that an iteration reads it once,
 // tile by tile out of the cache: sums of these rows, their scalings, and what they add to the sums of the columns.
@@ -18,7 +18,7 @@ namespace {
 constexpr long PARTS = 8, ROWS = 8 * PARTS;  // vectors and rows of a tile
 constexpr long TILES = 8;            // whose column sums are added in float before they go to double
 constexpr double LIMIT = 30;         // largest logarithm of a scaling that floats hold safely
-constexpr double EXACT_BELOW = 128;  // as in sinkhorn.py, as is the next
+constexpr double EXACT_BELOW = 128;  // as in ops/transport_problem.py, also the next
 constexpr double PRECISE_BELOW = 1e12;
 constexpr float TINY = std::numeric_limits<float>::min();
 constexpr float DEAD = -1e30f;  // exponent of an entry whose row or column is empty
@@ -36,7 +36,7 @@ struct Side {
     std::vector<float> alive;  // 1 where there is mass and something to send it to, else 0
     std::vector<double> log_mass;
     std::vector<double> absorbed;   // potential inside the kernel, DEAD where empty
-    std::vector<double> potential;  // at the last look, likewise
+    std::vector<double> potential;  // at the last check, likewise
     double rho = 0, power = 1;
 
     void fill(const float *masses, long real, long padded, double new_rho) {
@@ -144,7 +144,7 @@ class Solver {
 
     long rows = 0, width = 0, tiles = 0;  // of the problem
     long columns = 0;                     // that have mass; the others are left out
-    std::vector<long> places;             // of these in the problem
+    std::vector<long> places;             // of these columns in the problem
     size_t capacity = 0;
     std::unique_ptr<T[]> exponents;   // of the kernel without potentials
     std::unique_ptr<float[]> kernel;  // with those that are absorbed
@@ -208,7 +208,7 @@ class Solver {
         error = INF;
     }
 
-    // How many of `count` columns from the j-th on lie side by side in the problem; 0 where it has not eight from there.
+    // How many of `count` columns from the j-th on lie side by side in the problem; 0 if fewer than eight are left.
     long neighbours(long j, long count) const {
         if (places[j] + 8 > width) return 0;
         long number = 1;
@@ -359,7 +359,7 @@ class Solver {
         return most;
     }
 
-    // Do the last iterations again, from the potentials of the last look, by logsumexp: slow, and safe for any cost.
+    // Repeat the last iterations, from the potentials of the last check, by logsumexp: slow, and safe for any cost.
     void rescue(long steps) {
         for (long number = 0; number < steps; ++number) {
             std::fill(peaks.begin(), peaks.end(), every((T)DEAD));
@@ -473,13 +473,13 @@ bool are_masses(const float *values, long count) {
 
 }  // namespace
 
-// Which sources this was built from.
+// Checksum of the sources of this build.
 extern "C" int64_t uotod_sources() { return UOTOD_SOURCES; }
 
 // Solve `batch` problems of `rows` x `columns`; rho: weight of a side's penalty in units of reg, inf for a constraint;
 // relative: whether reg is in units of a problem's largest absolute cost.
-// Returns 0; 1 where a problem is none (NaN, infinite or negative where that may not be, costs too large beside reg);
-// -1 where memory ran out.
+// Returns 0; 1 if a problem is not valid (NaN, infinite, negative where not allowed, costs too large beside reg); -1 if
+// memory ran out.
 extern "C" int uotod_sinkhorn(const float *cost, const float *a, const float *b, const double *reg,
                               const double *rho_a, const double *rho_b, int64_t relative, int64_t batch, int64_t rows,
                               int64_t columns, int64_t num_iter, int64_t check_every, double tol,

@@ -1,4 +1,4 @@
-"""What to watch of a plan during training."""
+"""Statistics of a plan to watch during training."""
 
 import logging
 from typing import Any, Optional
@@ -16,13 +16,14 @@ from .pairs import Pairs
 def plan_statistics(
     pairs: Pairs, gt_mask: Tensor, num_iter: Optional[Tensor], assigner: Any = None
 ) -> dict[str, Tensor]:
-    """What to watch of a plan during training; no name contains 'loss', so mmengine logs and does not sum it.
+    """Statistics to watch during training; no name contains 'loss', so that mmengine logs but does not sum them.
 
     Args:
         pairs: The plan.
         gt_mask: False on padding, (B, M).
         num_iter: Iterations of the solver, (B,); None: the strategy does not iterate.
-        assigner: Who made the plan; if that is so soft that everything is taught to everyone, a warning says so once.
+        assigner: Maker of the plan. A warning is logged once if the plan is so soft that most predictions share each
+            ground truth.
 
     Returns:
         ``matched_mass``: predictions' worth of mass on ground truths, mean of the images; ``unmatched_gts``: share of
