@@ -91,7 +91,7 @@ class ForeignAssigner:
         check_assigner(assigner, _priors_of(batch, assigner))
         plan = torch.zeros(shape, dtype=batch.dtype, device=batch.device)
         for index, gts in enumerate(batch.gt_instances):
-            # Tensors of one dtype, whatever box types and dtypes the data set has.
+            # Tensors of one dtype, from any box types and dtypes of the data set.
             plain = dict(gts.items(), labels=batch.gt_labels[index, : len(gts)])
             if batch.gt_bboxes is not None:
                 plain['bboxes'] = batch.gt_bboxes[index, : len(gts)]

@@ -21,7 +21,7 @@ struct Boxes {
 
 namespace {
 
-// Eight pairs, coordinate by coordinate; those behind the last pair repeat it.
+// Eight pairs, coordinate by coordinate; places after the last pair repeat that pair.
 struct Eight {
     f8 pred[4], truth[4], size[4];
 

@@ -245,7 +245,7 @@ def checked(
     avg_factor: Optional[Union[float, Tensor]],
     faults: list[Fault],
 ) -> Tensor:
-    """Return ``loss``, which is weighted and reduced, after one look at ``faults`` and at whether it is finite.
+    """Return ``loss``, which is weighted and reduced, after one check of ``faults`` and of whether ``loss`` is finite.
 
     Raises:
         ValueError: As :func:`reduce_and_check`.

@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def nonzero_entries(target: Tensor) -> tuple[Tensor, Tensor]:
-    """Entries of the flattened target (N, C), none of them negative, that are above 0, and their values."""
+    """Positive entries of the flattened target (N, C), which holds no negative ones, and their values."""
     rows = (target.sum(1) > 0).nonzero()[:, 0]  # a sum is five times faster than a maximum
     values = target[rows]
     row, column = values.nonzero(as_tuple=True)

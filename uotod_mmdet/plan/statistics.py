@@ -54,7 +54,7 @@ _warned: WeakSet = WeakSet()
 
 
 def _warn_if_too_soft(pairs: Pairs, gts: Tensor, assigner: Any) -> None:
-    """Log, once for an assigner, that its plan teaches everything to everyone.
+    """Log, once for an assigner, that most predictions share each ground truth in its plan.
 
     The pairs that carry a plan are counted by their participation ratio, (sum P)^2 / sum P^2: K for K equal weights.
     """
