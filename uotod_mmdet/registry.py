@@ -33,7 +33,7 @@ def _keyword_names(cls: type) -> Optional[list[str]]:
 
 
 def _name_unknown_arguments(cls: type) -> None:
-    """Make the error of ``cls(...)`` for an unknown keyword list the known ones."""
+    """Make ``cls(...)`` answer a misspelt keyword with the names it does take."""
     init, known = cls.__init__, _keyword_names(cls)
     if known is None:
         return

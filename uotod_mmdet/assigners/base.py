@@ -22,7 +22,7 @@ class Matching(NamedTuple):
     """What an assigner found for a batch of images."""
 
     plan: Tensor  # (B, N, M + 1), last column the background; rows of predictions that take no part are 0
-    cost: Optional[Tensor]  # (B, N, M), 0 on padding; None: the assigner does not return costs
+    cost: Optional[Tensor]  # (B, N, M), 0 on padding; None: the assigner does not tell
     num_iter: Optional[Tensor]  # (B,) iterations of the solver; None: the strategy does not iterate
 
 
@@ -139,7 +139,7 @@ class TransportAssigner(BaseAssigner):
         batch, num_preds, num_gts = cost.shape
         gt_mask = _mask('gt_mask', gt_mask, cost, (batch, num_gts))
         pred_mask = _mask('pred_mask', pred_mask, cost, (batch, num_preds))
-        # float32 does not hold every int32.
+        # Floats of 32 bits do not hold every integer of so many.
         wide = cost.dtype in (torch.int32, torch.int64)
         solved = cost.detach().to(torch.float64 if wide else torch.promote_types(cost.dtype, torch.float32))
         solved = mask_pairs(solved, gt_mask, pred_mask)

@@ -18,7 +18,7 @@ namespace {
 constexpr long PARTS = 8, ROWS = 8 * PARTS;  // vectors and rows of a tile
 constexpr long TILES = 8;            // whose column sums are added in float before they go to double
 constexpr double LIMIT = 30;         // largest logarithm of a scaling that floats hold safely
-constexpr double EXACT_BELOW = 128;  // as in ops/transport_problem.py, also the next
+constexpr double EXACT_BELOW = 128;  // as in sinkhorn.py, as is the next
 constexpr double PRECISE_BELOW = 1e12;
 constexpr float TINY = std::numeric_limits<float>::min();
 constexpr float DEAD = -1e30f;  // exponent of an entry whose row or column is empty
@@ -208,7 +208,7 @@ class Solver {
         error = INF;
     }
 
-    // How many of `count` columns from the j-th on lie side by side in the problem; 0 if fewer than eight are left.
+    // How many of `count` columns from the j-th on lie side by side in the problem; 0 where it has not eight from there.
     long neighbours(long j, long count) const {
         if (places[j] + 8 > width) return 0;
         long number = 1;
@@ -478,8 +478,8 @@ extern "C" int64_t uotod_sources() { return UOTOD_SOURCES; }
 
 // Solve `batch` problems of `rows` x `columns`; rho: weight of a side's penalty in units of reg, inf for a constraint;
 // relative: whether reg is in units of a problem's largest absolute cost.
-// Returns 0; 1 if a problem is not valid (NaN, infinite, negative where not allowed, costs too large beside reg); -1 if
-// memory ran out.
+// Returns 0; 1 where a problem is none (NaN, infinite or negative where that may not be, costs too large beside reg);
+// -1 where memory ran out.
 extern "C" int uotod_sinkhorn(const float *cost, const float *a, const float *b, const double *reg,
                               const double *rho_a, const double *rho_b, int64_t relative, int64_t batch, int64_t rows,
                               int64_t columns, int64_t num_iter, int64_t check_every, double tol,

@@ -376,7 +376,7 @@ class DetectionLoss(nn.Module):
         if torch.stack([wrong_label, upside_down, mostly_upside_down, not_finite, beyond, gts_beyond]).any():
             if not_finite:
                 bad = int((~logits.isfinite()).sum())
-                if bad:  # false if only the sum of finite entries overflows
+                if bad:  # not where only the sum of finite entries overflows
                     raise ValueError(
                         f'{NAME}: pred_logits holds {bad} NaN or infinite of {logits.numel()} entries. Usual causes: '
                         'training has diverged (lower the learning rate, or clip gradients), or fp16 overflow.'

@@ -85,7 +85,7 @@ def quality_focal_loss(
         return checked(NAME, rows if reduction == 'none' else rows.sum(), pred, weight, avg_factor, faults)
 
     soft = target.to(x.dtype) if label is None else _soft_target(x, label, score)
-    if soft.requires_grad and label is None:  # as in mmdet and in blocks, a dense target of 0 has no gradient
+    if soft.requires_grad and label is None:  # mmdet has no gradient by a dense target that is 0, nor have the blocks
         soft = torch.where(soft > 0, soft, 0)
     if activated:
         # Nor may targets be illegal: the last fault is theirs; rounding errors are clamped.

@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def host_may_wait(tensor: Tensor) -> bool:
-    """Whether the host may read values of the tensor; on a GPU, reading waits for all queued work."""
+    """Whether the host may read values of the tensor; on a GPU it would wait for all work that is queued there."""
     return not tensor.is_cuda
 
 

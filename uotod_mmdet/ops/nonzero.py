@@ -8,7 +8,7 @@ from . import deferred
 from .deferred import is_traced
 
 ALL = 1 << 20
-"""Largest size of a plan of which all entries are listed on a GPU where that is allowed."""
+"""Entries up to which all are listed on a GPU where that is allowed."""
 
 
 def list_nonzero(kept: Tensor, plan: Tensor, few: bool) -> tuple[Tensor, Tensor]:
@@ -17,8 +17,8 @@ def list_nonzero(kept: Tensor, plan: Tensor, few: bool) -> tuple[Tensor, Tensor]
     Args:
         kept: (B, N, M + 1), bool, False in the last column.
         plan: (B, N, M + 1).
-        few: True: list the kept entries only. False: list all entries but those of the last column, where finding the
-            kept ones would synchronise with the GPU.
+        few: Whether all entries but those of the last column may not be listed instead, where finding the kept ones
+            would make the host wait.
 
     Returns:
         Places (K,), ascending, and the plan, 0 at listed entries that are not kept.
