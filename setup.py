@@ -18,7 +18,7 @@ NATIVE = Extension(
     'uotod_mmdet._native',
     sources=[str(path.relative_to(ROOT)) for path in SOURCES if path.suffix == '.cpp'],
     depends=[str(path.relative_to(ROOT)) for path in SOURCES if path.suffix == '.h'],
-    # uotod_mmdet/native.py does not load what was built from other sources.
+    # uotod_mmdet/ops/native.py does not load what was built from other sources.
     define_macros=[('UOTOD_SOURCES', str(zlib.crc32(b''.join(path.read_bytes() for path in SOURCES))))],
     extra_compile_args=[
         '-std=c++17',
@@ -52,7 +52,7 @@ setup(
     python_requires='>=3.10',
     # torch, mmengine, mmcv and mmdet are needed but not listed here. The maintained forks onedl-mmengine, onedl-mmcv
     # and onedl-mmdetection bring the same modules under other distribution names, so pip would install the originals
-    # over them. `import uotod_mmdet` checks that they are there and says which command mends what is missing.
+    # over them. `import uotod_mmdet` checks that they are there and says which command fixes what is missing.
     install_requires=['numpy', 'scipy', 'packaging', 'filelock', 'tqdm'],
     extras_require={
         'mmdet': ['mmengine>=0.10.4,<1', 'mmcv>=2.0,<2.2', 'mmdet>=3.3,<3.4'],

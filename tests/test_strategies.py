@@ -328,9 +328,18 @@ def test_a_batch_without_any_ground_truth_is_all_background(name):
         ('WeightedSum', dict(strategies=[dict(type='uotod_mmdet.HungarianAssigner', match_costs=COSTS)]), 'weights'),
         ('OTA', dict(iou_weight=-1.0), 'iou_weight must be >= 0'),
         ('Balanced', dict(gt_mass='dynamic'), "gt_mass must be a positive number or 'dynamic_k', got 'dynamic'"),
-        ('Balanced', dict(solver='gurobi'), "solver must be 'native' or 'pot'"),
+        ('Balanced', dict(solver='gurobi'), "solver must be 'own' or 'pot'"),
     ],
 )
 def test_bad_arguments_are_named(name, kwargs, message):
     with pytest.raises(ValueError, match=message):
         build(name, **kwargs)
+
+
+@pytest.mark.parametrize('name', ['Balanced', 'Unbalanced'])
+def test_solver_native_is_own_with_a_deprecation_warning(name):
+    with pytest.warns(DeprecationWarning, match="solver='native' is now called solver='own'"):
+        assigner = build(name, solver='native')
+    assert assigner.solver == build(name).solver == 'own'
+    with pytest.raises(ValueError, match="solver must be 'own' or 'pot', got 'gurobi'"):
+        assigner.solver = 'gurobi'

@@ -17,7 +17,7 @@ from packaging.version import Version
 from uotod_mmdet.versions import check_versions
 
 MODULES = {'mmengine': mmengine, 'mmcv': mmcv, 'mmdet': mmdet}
-MENDS = {
+FIXES = {
     'mmengine': "pip install 'mmengine>=",
     'mmcv': 'MMCV_WITH_OPS=1 pip install --no-cache-dir --no-build-isolation --no-binary mmcv ',
     'mmdet': "pip install 'mmdet>=",
@@ -31,9 +31,9 @@ def complaint():
     return str(caught.value)
 
 
-def assert_mends(message, package):
-    assert '`make env`' in message and MENDS[package] in message
-    assert not any(mend in message for other, mend in MENDS.items() if other != package)
+def assert_fixes(message, package):
+    assert '`make env`' in message and FIXES[package] in message
+    assert not any(fix in message for other, fix in FIXES.items() if other != package)
 
 
 @pytest.mark.parametrize(
@@ -44,7 +44,7 @@ def test_version_that_does_not_fit_is_named_with_its_cure(monkeypatch, package, 
     monkeypatch.setattr(MODULES[package], '__version__', version)
     message = complaint()
     assert f'uotod_mmdet needs {package}>=' in message and f'found {version}.' in message
-    assert_mends(message, package)
+    assert_fixes(message, package)
 
 
 @pytest.mark.parametrize(
@@ -65,26 +65,26 @@ def test_missing_package_is_named_with_its_cure(monkeypatch, package):
     monkeypatch.setitem(sys.modules, package, None)
     message = complaint()
     assert f'uotod_mmdet cannot import {package}: ' in message
-    assert_mends(message, package)
+    assert_fixes(message, package)
 
 
-def test_mmcv_that_mmdet_refuses_is_mended_by_another_mmcv(monkeypatch):
+def test_mmcv_that_mmdet_refuses_is_fixed_by_another_mmcv(monkeypatch):
     monkeypatch.setattr(mmcv, '__version__', '2.2.0')
     monkeypatch.delitem(sys.modules, 'mmdet')  # so that mmdet's own check runs again
     message = complaint()
     assert message.startswith('MMCV==2.2.0 is used but incompatible')
-    assert_mends(message, 'mmcv')
+    assert_fixes(message, 'mmcv')
 
 
 def test_mmcv_lite_is_named_as_such(monkeypatch):
     monkeypatch.setitem(sys.modules, 'mmcv.ops', None)
     message = complaint()
     assert message.startswith(f'mmcv {mmcv.__version__} has no compiled ops') and 'mmcv-lite' in message
-    assert_mends(message, 'mmcv')
+    assert_fixes(message, 'mmcv')
 
 
 @pytest.mark.slow
-def test_import_under_mmcv_without_compiled_ops_says_how_to_mend_it():
+def test_import_under_mmcv_without_compiled_ops_says_how_to_fix_it():
     script = """
 import sys
 
@@ -102,7 +102,7 @@ import uotod_mmdet
     assert message.startswith(
         f"RuntimeError: mmcv {mmcv.__version__} has no compiled ops (No module named 'mmcv._ext')"
     )
-    assert_mends(message, 'mmcv')
+    assert_fixes(message, 'mmcv')
 
 
 class Call:

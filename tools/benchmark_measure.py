@@ -30,7 +30,7 @@ def seconds(call: Callable[[], object], device: str) -> float:
 
 
 def keep_memory() -> None:
-    """Keep freed memory in the process: glibc gives it back during some later call, whoever left it."""
+    """Keep freed memory in the process: glibc would give it back during a later call, of any side."""
     trim_threshold, mmap_threshold = -1, -3  # of malloc.h
     libc = ctypes.CDLL('libc.so.6')
     libc.mallopt(trim_threshold, -1)

@@ -129,7 +129,7 @@ def reduce_model(model: Any) -> None:
 
 
 def _reduce_backbone(model: Any) -> None:
-    """Replace the backbone by a narrow one of the same strides, and tell what reads it."""
+    """Replace the backbone by a narrow one of the same strides, and adapt the modules that read it."""
     backbone, kind = model.backbone, model.backbone.type
     if kind in ('SSDVGG', 'MobileNetV2'):
         backbone.init_cfg = None
@@ -239,7 +239,7 @@ def batch_for(model: Any, size: int = 128) -> dict:
 
 
 def _num_classes(model: Any) -> int:
-    """Labels of the batch are below this, whatever the heads are made for."""
+    """Number of classes of the batch, at most that of each head."""
     found = [CLASSES_OF_BATCH]
 
     def walk(value: Any) -> None:
@@ -265,7 +265,7 @@ def reseed() -> None:
 
 
 def step(name: str) -> dict:
-    """Losses of one training step by name, or at which stage what went wrong."""
+    """Losses of one training step by name, or the error and its stage."""
     from mmdet.registry import MODELS
     from mmengine.config import Config
     from mmengine.logging import MessageHub
@@ -350,7 +350,7 @@ def register_language_model() -> None:
 
 
 def work(names: Sequence[str], override: bool, to: str) -> None:
-    """Write a line before and after each config, so that a crash can be told whose it was."""
+    """Write a line before and after each config, which shows the config of a crash."""
     warnings.filterwarnings('ignore')
     logging.disable(logging.WARNING)
     import torch
@@ -376,7 +376,7 @@ def start(names: Sequence[str], override: bool, to: str) -> subprocess.Popen:
 
 
 def results(names: Sequence[str], override: bool, to: str, child: subprocess.Popen) -> dict[str, dict]:
-    """Wait for the child; one that has died is followed by another for what is left."""
+    """Wait for the child process; if it has died, start another for the remaining configs."""
     found: dict[str, dict] = {}
     while True:
         _, errors = child.communicate()

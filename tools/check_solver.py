@@ -33,7 +33,7 @@ def random_problem(rng: np.random.Generator) -> tuple:
 
 
 def solve_with_pot(cost, rows, columns, reg, reg_a, reg_b) -> tuple[np.ndarray, bool]:
-    """POT's plan (N, M + 1) and whether it converged, seen from a fixed point of the optimality conditions."""
+    """POT's plan (N, M + 1) and whether it converged, judged by the optimality conditions."""
     used = columns[0] > 0
     a, b, problem = rows[0].numpy(), columns[0][used].numpy(), cost[0][:, used].numpy()
     if reg_a is None and reg_b is None:

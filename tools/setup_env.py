@@ -164,7 +164,7 @@ def cached_wheel(folder: Path) -> Optional[Path]:
 
 
 def store_wheel(wheel: Path, folder: Path) -> Path:
-    """Move a wheel into a cache folder on the same disk. The checksum goes first: at no moment is there one without."""
+    """Move a wheel into a cache folder on the same disk, after its checksum: no wheel is there without one."""
     target = folder / wheel.name
     note = checksum_file(wheel)
     note.write_text(f'{checksum(wheel)}  {wheel.name}\n')
@@ -418,7 +418,7 @@ class Setup:
             'from uotod_mmdet.ops import native; print(native.library)'
         )
         if self.demand(code, 'The environment does not work').strip().endswith('None'):
-            say(f'no compiled part of uotod_mmdet: all works, more slowly on a processor; {self.log} may say why')
+            say(f'no compiled part of uotod_mmdet: all works, more slowly on a CPU; {self.log} may say why')
 
 
 def main(arguments: Optional[list] = None) -> Optional[str]:
@@ -438,7 +438,7 @@ def main(arguments: Optional[list] = None) -> Optional[str]:
     except (SetupError, OSError) as error:
         log = getattr(error, 'log', None)
         if log:
-            # Of a failed compile, what comes before the traceback of those who ran ninja.
+            # For a failed compile, show what comes before the tracebacks of ninja's callers.
             lines = log.read_text(errors='replace').partition('ninja: build stopped')[0].splitlines()
             print('\n'.join([f'--- the end of {log}:', *lines[-30:], '---']), file=sys.stderr)
         return f'setup_env: {error}'

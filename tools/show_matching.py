@@ -77,7 +77,7 @@ def build_strategy(text: str, **defaults: object) -> TransportAssigner:
 
 
 def title(text: str) -> str:
-    """What stands above a plan: the strategy and the arguments that tell it from others."""
+    """Title of a plan: the strategy and its distinguishing arguments."""
     name, _, arguments = text.partition(':')
     telling = ('reg', 'reg_pred', 'reg_target', 'gt_mass', 'source')
     shown = [part for part in arguments.split(',') if part.split('=')[0] in telling]
@@ -92,9 +92,9 @@ class Seen(NamedTuple):
 
 
 def record_matchings(assigner: Any) -> list[Seen]:
-    """Let an assigner keep what it is asked and what it answers, an entry an image, in the list that is returned.
+    """Record the inputs and results of an assigner in the returned list, one entry for each image.
 
-    Our assigners are asked for plans of whole batches, by our heads directly and by mmdet's through ``assign``; mmdet's
+    Our assigners are called for plans of batches, by our heads directly and by mmdet's through ``assign``; mmdet's
     assigners for AssignResults, which are plans of zeros and ones.
     """
     seen = []

@@ -63,7 +63,7 @@ def read_run(work_dir: Path) -> Run:
             logged.update(part)
     if not val:
         raise SystemExit(f'{work_dir} holds no validated run (*/vis_data/scalars.json): give the --work-dir of one.')
-    # Logging is by inner iteration, so the last line of an epoch comes before its end: the longest epoch is the truest.
+    # Logging is by inner iteration, so the last line of an epoch comes before its end: the longest is best.
     per_epoch = max((-(-line['iter'] // line['epoch']) for line in train.values() if 'epoch' in line), default=0)
     if per_epoch == 0 or not all(map(counts_epochs, cfgs)):
         return Run('iteration', train, val, cfgs[-1])

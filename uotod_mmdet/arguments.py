@@ -7,10 +7,10 @@ from typing import Any, Literal, Optional, overload
 from torch import Tensor
 
 LARGEST = 2**31 - 1
-"""Largest whole number that is taken, for a number of iterations, say."""
+"""Largest whole number that is accepted, for example as a number of iterations."""
 
 SIZES = 1e-30, 1e30
-"""Least and largest size of other numbers, well inside what single precision holds."""
+"""Smallest and largest absolute value of other nonzero numbers, well inside the range of float32."""
 
 
 @overload
@@ -69,15 +69,15 @@ def number(
         name: The argument, for the message.
         value: Python's or numpy's number, or a tensor of one.
         above: Bound that the number must exceed.
-        at_least: Bound that it must not fall below.
-        whole: Whether it counts something; 1e3 is taken for 1000.
-        infinite: Whether it may be infinite.
+        at_least: Smallest number that is allowed.
+        whole: Whether the number must be whole; 1e3 is accepted as 1000.
+        infinite: Whether infinity is allowed.
         optional: Whether None, which is then returned, is allowed.
-        hint: What the message says besides.
+        hint: Text that is added to the message.
 
     Raises:
-        TypeError: If the value is no number.
-        ValueError: If it is out of range.
+        TypeError: If the value is not a number.
+        ValueError: If the number is out of range.
     """
     if value is None and optional:
         return None
@@ -106,7 +106,7 @@ def switch(name: str, value: Any) -> bool:
     """A switch of a config: a bool of Python or numpy, or a tensor of one.
 
     Raises:
-        TypeError: If it is something else; the string 'False' would count as true.
+        TypeError: If the value is anything else, such as the string 'False', which would count as true.
     """
     plain = value.item() if isinstance(value, Tensor) or type(value).__module__ == 'numpy' else value
     if not isinstance(plain, bool):

@@ -14,8 +14,8 @@ def allow_own_checkpoints() -> None:
     """Let ``torch.load(weights_only=True)``, the default since torch 2.6, read what mmengine writes.
 
     mmengine's checkpoints hold the logged scalars as ``HistoryBuffer`` objects around numpy arrays, and each of these
-    carries its methods, which pickle stores as calls of ``getattr``. Allowing ``getattr`` would open the door that
-    ``weights_only`` closes, so a function that knows these methods only answers to its name.
+    carries its methods, which pickle stores as calls of ``getattr``. Allowing ``getattr`` would undo the
+    protection of ``weights_only``, so a function that returns these methods only takes its place.
     """
     if Version(torch.__version__) < Version('2.6'):
         return

@@ -54,10 +54,10 @@ def load_config(args: argparse.Namespace) -> Config:
 
 
 def existing_file(path: str, argument: str) -> str:
-    """``path``, if a local file is there or it names a place of another kind, such as ``https://``.
+    """``path``, if it is a local file or an address such as ``https://...``.
 
     Raises:
-        SystemExit: If it is the path of no file, with the name of the argument.
+        SystemExit: If there is no such file, naming the argument.
     """
     if '://' not in path and not Path(path).is_file():
         raise SystemExit(f'{argument}: {path} is {"a folder" if Path(path).is_dir() else "not there"}; give a file.')
@@ -67,7 +67,7 @@ def existing_file(path: str, argument: str) -> str:
 def add_custom_hook(cfg: Config, **hook: object) -> None:
     """Append a hook to ``custom_hooks`` of a config, unless one of this type is there.
 
-    Its type is best the path of the class, which is found in every default scope, None included.
+    Give its type as the path of the class, which is found in every default scope, None included.
     """
     hooks = list(cfg.get('custom_hooks') or [])
     if not any(_class_name(present) == _class_name(hook) for present in hooks if isinstance(present, dict)):
@@ -81,7 +81,7 @@ def _class_name(cfg: dict) -> str:
 
 
 def build_train_loop(runner: Runner) -> None:
-    """Build the training data as ``runner.train()`` does first, and say in a sentence if no image is left in them.
+    """Build the training data as ``runner.train()`` does first, and raise a clear error if no image is left.
 
     mmengine fails on a data set without images before it calls any hook.
 
@@ -108,7 +108,7 @@ def build_train_loop(runner: Runner) -> None:
 
 
 def _unfiltered(dataset_cfg: dict) -> dict:
-    """The config of a data set without its filter, whose data are kept as they are; wrappers are gone through."""
+    """The config of a data set, or of those inside wrappers, without filter and serialization."""
     if isinstance(dataset_cfg, (list, tuple)):
         return [_unfiltered(part) for part in dataset_cfg]
     if 'dataset' in dataset_cfg:
@@ -123,7 +123,7 @@ def end_distributed() -> None:
 
     gloo's threads outlive the process group, and now and then one aborts the process while the interpreter shuts down
     ("terminate called without an active exception", pytorch issue 190489); torchrun then kills the others, maybe
-    while they write a checkpoint. So they wait for each other, and under gloo each leaves without that shutdown.
+    while they write a checkpoint. So the processes wait for each other, and under gloo exit without that shutdown.
     """
     if not is_distributed():
         return

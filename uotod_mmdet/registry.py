@@ -20,7 +20,7 @@ SCOPE = 'uotod_mmdet'
 
 
 def _keyword_names(cls: type) -> Optional[list[str]]:
-    """Keywords that ``cls(...)`` takes, those it hands on to its bases by ``**kwargs`` included; None if unknowable."""
+    """Keywords that ``cls(...)`` takes, those it hands on to its bases by ``**kwargs`` included; None if unknown."""
     names, open_ended = [], True
     bases: tuple[Any, ...] = cls.__mro__[:-1]  # all but object
     for base in bases:
@@ -57,7 +57,7 @@ def _did_you_mean(name: str, known: list[str]) -> str:
 
 
 class Registry(mmengine.registry.Registry):
-    """A registry that answers a name or an argument it does not know with the ones it does.
+    """A registry whose errors for unknown names and arguments list the known ones.
 
     Names with our prefix are ours alone, from every default scope; names without it may be mmdet's.
     """
@@ -106,7 +106,7 @@ class Registry(mmengine.registry.Registry):
 
 
 class _Prefixed(mmengine.registry.Registry):
-    """Our registry as other registries see it, which ask it for names whose prefix was ours."""
+    """Our registry for other registries, which look names up here after they have removed our prefix."""
 
     def __init__(self, ours: Registry) -> None:
         super().__init__(ours.name, scope=ours.scope)
@@ -121,9 +121,9 @@ class _Prefixed(mmengine.registry.Registry):
 
 
 def _at_path(key: str) -> Any:
-    """What a module of ours, named in full, holds, as mmengine writes classes in configs; or None.
+    """The object at a full path in our package, as mmengine writes classes in configs; or None.
 
-    mmengine looks itself, but takes a function for the module of the same name (``losses.quality_focal_loss``).
+    mmengine's own lookup finds a function instead of the module of the same name (``losses.quality_focal_loss``).
     """
     module, _, name = key.rpartition('.')
     if not module.startswith(f'{SCOPE}.'):
@@ -189,8 +189,8 @@ def _ours_within(cls: Optional[type]) -> Optional[type]:
 def _ours_or_theirs(ours: type, theirs: type) -> type:
     """A class whose instances are ours or, for arguments that only mmdet's takes, mmdet's.
 
-    Ours trains on the plan and refuses what it cannot do so with (samplers, VFNetHead without an assigner); a config of
-    mmdet that holds it must train nevertheless.
+    Our class trains on the plan and refuses arguments that exclude this (samplers, VFNetHead without an assigner). A
+    config of mmdet with such arguments must still train.
     """
 
     def build(cls: type, *args: Any, **kwargs: Any) -> Any:

@@ -28,20 +28,20 @@ class TransportAssigner(BaseAssigner):
             ``[dict(type='FocalLossCost', weight=2.0), dict(type='IoUCost', iou_mode='giou', weight=2.0)]``.
         background: Whether predictions may go to the background.
         background_cost: Cost of sending a prediction to the background, in the units of the summed match costs
-            (mmdet's are negative where they fit well). It decides something in unbalanced matchings only: where the
-            background must take a fixed mass, one number more on its whole column changes no plan.
+            (mmdet's are negative where boxes fit well). This has an effect in unbalanced matchings only: where the
+            background takes a fixed mass, a constant added to its column does not change the plan.
         box_source: Boxes that the costs compare with the ground truth: 'bboxes' (predicted), 'priors', or 'auto'
             (priors where the head hands over no predicted boxes).
         ignore_iof_thr: A prediction that is not matched and whose overlap with an ignored box, as a share of its own
             area, exceeds this takes part in no loss. -1: ignored boxes have no effect.
-        keep_every_gt: Whether the hard reading gives a ground truth that no prediction chose the best one that no
-            other ground truth needs.
+        keep_every_gt: Whether, in the hard reading, a ground truth that no prediction chose gets the best prediction
+            that no other ground truth needs.
     """
 
     checks: ClassVar[dict[str, Callable[[str, Any], Any]]] = dict(
         background=switch, background_cost=number, ignore_iof_thr=number, keep_every_gt=switch
     )
-    """What turns the value of an attribute, name first, into the one that is kept, or raises; also of one set later."""
+    """Checks of attributes, those set later included: functions of name and value that return the value, or raise."""
 
     def __init__(
         self,
@@ -76,7 +76,7 @@ class TransportAssigner(BaseAssigner):
 
     @property
     def reads_boxes(self) -> bool:
-        """Whether predicted boxes mean anything here; where not, a dense head need not decode them."""
+        """Whether the assigner reads predicted boxes; if not, a dense head need not decode them."""
         return self.box_source != 'priors'
 
     @abstractmethod
@@ -112,7 +112,7 @@ class TransportAssigner(BaseAssigner):
             cost: Cost of each pair, finite on real columns, (B, N, M); integers count as the same floats.
             gt_mask: False on padded ground truths, (B, M). None: all are real.
             gt_mass: Predictions' worth of mass of each ground truth, >= 0, (B, M), in place of the assigner's own; only
-                the Sinkhorn strategies heed it.
+                the Sinkhorn strategies use it.
             pred_mask: False on predictions that take no part, (B, N). None: all do.
 
         Returns:
@@ -121,7 +121,7 @@ class TransportAssigner(BaseAssigner):
             rows are exactly 0.
 
         Raises:
-            TypeError: If ``cost`` is no tensor of real numbers.
+            TypeError: If ``cost`` is not a tensor of real numbers.
             ValueError: If shapes or devices disagree, a mask is not bool, a real entry of ``cost`` is not finite, or
                 one of ``gt_mass`` negative or not finite.
         """
@@ -184,7 +184,7 @@ class TransportAssigner(BaseAssigner):
 
         Raises:
             ValueError: See :func:`~uotod_mmdet.costs.batch_cost`; or there are ignored boxes, but the predictions have
-                none; or a subclass answers with a plan of a wrong shape.
+                none; or a subclass returns a plan of a wrong shape.
         """
 
         def log_degenerate() -> None:
@@ -228,7 +228,7 @@ class TransportAssigner(BaseAssigner):
 
         mmdet's heads pass ``gt_instances``, ``img_meta``, ``gt_instances_ignore`` and the number of priors of each
         level by name or by position, in several orders: they are told apart by their types. They do not say what their
-        priors and scores are, so that the values tell: see ``prior_format`` and ``score_format`` of
+        priors and scores are, so both are inferred from the values: see ``prior_format`` and ``score_format`` of
         :func:`~uotod_mmdet.costs.make_batch`.
 
         A ground truth whose box is degenerate (x2 <= x1 or y2 <= y1) is matched to nothing and logged.
@@ -242,14 +242,14 @@ class TransportAssigner(BaseAssigner):
             num_level_priors: Accepted and not used.
 
         Returns:
-            AssignResult: ``gt_inds`` (N,) 1-based, 0 for background, -1 for no part in any loss; ``max_overlaps`` (N,)
-            the IoU of each prediction with its ground truth, 0 without, or None if either side has no boxes;
-            ``labels`` (N,), -1 without.
+            AssignResult: ``gt_inds`` (N,) 1-based, 0 for background, -1 for part in no loss; ``max_overlaps`` (N,)
+            the IoU of each prediction with its ground truth, 0 if unmatched, or None if either side has no boxes;
+            ``labels`` (N,), -1 if unmatched.
 
         Raises:
-            TypeError: If ``gt_instances`` are missing, or their labels are no integers.
-            ValueError: Non-finite costs or labels that are no class, naming the image and the term; a field that a cost
-                needs and the head does not give.
+            TypeError: If ``gt_instances`` are missing, or their labels are not integers.
+            ValueError: If costs are not finite or labels are not a class, naming the image and the term; or if the head
+                does not give a field that a cost needs.
         """
         for argument in args:
             if isinstance(argument, dict):

@@ -16,11 +16,11 @@ from .base import TransportAssigner
 
 @TASK_UTILS.register_module()
 class ClosestPredictionAssigner(TransportAssigner):
-    """Each ground truth whole to its cheapest prediction; several may share one.
+    """Each ground truth goes whole to its cheapest prediction; several may share a prediction.
 
     The limit reg = 0, reg_pred = 0 of unbalanced transport (De Plaen et al., CVPR 2023, Proposition 1). The hard
-    reading gives a shared prediction to one of its ground truths, and the others, with ``keep_every_gt``, the best one
-    that is free.
+    reading gives a shared prediction to one of its ground truths; with ``keep_every_gt`` the others get the best free
+    prediction.
 
     Args:
         match_costs: mmdet match-cost config or list of them.

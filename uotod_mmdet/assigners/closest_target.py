@@ -13,7 +13,7 @@ from .base import TransportAssigner
 
 @TASK_UTILS.register_module()
 class ClosestTargetAssigner(TransportAssigner):
-    """Each prediction whole to its cheapest ground truth, or to the background if that is cheaper.
+    """Each prediction goes whole to its cheapest ground truth, or to the background if that is cheaper.
 
     The limit reg = 0, reg_target = 0 of unbalanced transport (De Plaen et al., CVPR 2023, Proposition 1). With the cost
     -IoU and ``background_cost=-0.5`` it is matching by an IoU threshold of 0.5, as SSD does.

@@ -40,14 +40,14 @@ _OF_PRIORS = (*_OF_POINTS, ATSSAssigner, CenterRegionAssigner, MaxIoUAssigner, T
 
 
 def check_assigner(assigner: Any, priors: Optional[str]) -> None:
-    """Check that an assigner of mmdet's can work on what a head has; of others nothing is known before they run.
+    """Check that an assigner of mmdet can work with the inputs of a head; other assigners cannot be checked here.
 
     Args:
         assigner: Any assigner.
         priors: What priors there are: 'anchors', 'points' with strides, or None.
 
     Raises:
-        ValueError: If the assigner reads what is not there.
+        ValueError: If the assigner reads something that the head does not have.
     """
     reads = next((what for kind, what in _OF_ONE_HEAD.items() if isinstance(assigner, kind)), None)
     instead = "take an assigner of ours, or mmdet's HungarianAssigner"
@@ -86,13 +86,13 @@ class ForeignAssigner:
             num_level_priors: Number of priors of each pyramid level, which mmdet's ATSSAssigner reads.
 
         Raises:
-            ValueError: If the assigner answers with another shape, or reads what there is not.
+            ValueError: If the assigner returns another shape, or reads something that the head does not give.
         """
         assigner, shape = self.assigner, (*batch.shape[:2], batch.shape[2] + 1)
         check_assigner(assigner, _priors_of(batch, assigner))
         plan = torch.zeros(shape, dtype=batch.dtype, device=batch.device)
         for index, gts in enumerate(batch.gt_instances):
-            # Tensors of one dtype, whatever box types and dtypes the data set has.
+            # Tensors of one dtype, from any box types and dtypes of the data set.
             plain = dict(gts.items(), labels=batch.gt_labels[index, : len(gts)])
             if batch.gt_bboxes is not None:
                 plain['bboxes'] = batch.gt_bboxes[index, : len(gts)]
@@ -131,12 +131,15 @@ class ForeignAssigner:
 
 
 def batch_matcher(assigner: Any) -> Union[TransportAssigner, ForeignAssigner]:
-    """What matches a batch: the assigner itself if it is ours, any other wrapped."""
+    """The matcher of a batch: an assigner of ours itself, any other assigner in a ForeignAssigner."""
     return assigner if isinstance(assigner, TransportAssigner) else ForeignAssigner(assigner)
 
 
 def _priors_of(batch: Batch, assigner: Any) -> Optional[str]:
-    """What priors a batch has; where its maker does not say, priors of equal columns are points to who reads points."""
+    """Kind of the priors of a batch.
+
+    Where the head does not say: points if the assigner reads points and the last two columns are equal, else anchors.
+    """
     if batch.priors is None or batch.prior_format != 'auto':
         return {'anchor': 'anchors', 'point': 'points'}.get(batch.prior_format) if batch.priors is not None else None
     points = isinstance(assigner, _OF_POINTS) and (batch.priors[..., 2] == batch.priors[..., 3]).all()
@@ -144,7 +147,7 @@ def _priors_of(batch: Batch, assigner: Any) -> Optional[str]:
 
 
 def _assign(assigner: Any, predictions: InstanceData, known: dict[str, Any]) -> AssignResult:
-    """Call ``assign`` with what it takes of ``known``."""
+    """Call ``assign`` with the entries of ``known`` that are among its parameters."""
     if isinstance(assigner, TopkHungarianAssigner):
         gts = known['gt_instances']
         return assigner.assign(predictions.scores, predictions.bboxes, gts.bboxes, gts.labels, known['img_meta'])
@@ -162,7 +165,7 @@ def _assign(assigner: Any, predictions: InstanceData, known: dict[str, Any]) -> 
             f'{type(assigner).__name__} reads what this head does not give ({error}): predictions hold '
             f'{", ".join(sorted(predictions.keys()))}, ground truths {", ".join(sorted(known["gt_instances"].keys()))}.'
         ) from error
-    except ValueError as error:  # scipy's, of costs that are not finite
+    except ValueError as error:  # raised by scipy for costs that are not finite
         sides = dict(predictions=predictions, gt_instances=known.get('gt_instances', {}))
         for side, name, value in ((side, *field) for side, fields in sides.items() for field in fields.items()):
             if isinstance(value, Tensor) and not value.isfinite().all():

@@ -17,7 +17,7 @@ class HungarianAssigner(TransportAssigner):
 
     The limit of balanced transport for reg -> 0 (De Plaen et al., CVPR 2023, Proposition 1). On the same costs it is
     mmdet's HungarianAssigner; ``match`` does a whole batch in one transfer to the host. With more ground truths than
-    predictions (M > N) each prediction gets one and M - N ground truths get none.
+    predictions (M > N) each prediction gets a ground truth, and M - N ground truths get no prediction.
 
     Args: see :class:`TransportAssigner`. ``background_cost`` has no effect.
     """

@@ -24,17 +24,17 @@ class OTAAssigner(BalancedSinkhornAssigner):
 
     With a head that gives priors only (GFLHead, ATSSHead, RetinaHead...) the boxes are the priors and the
     classification term is left out; with one that gives no priors (DETRHead...) the centre term is. Our heads say that
-    their scores are logits. mmdet's do not say: scores that all lie in [0, 1] are taken for probabilities (YOLOXHead
-    gives those), others for logits.
+    their scores are logits. mmdet's heads do not: scores that all lie in [0, 1] are read as probabilities (YOLOXHead
+    gives these), others as logits.
 
     Args:
         cls_weight: Weight of the classification cost.
         iou_weight: Weight of the IoU cost, -log IoU.
         center_radius: Half the side of the centre region, in strides of point priors or sizes of anchors.
-        center_cost: The constant outside it.
-        topq: IoUs that are summed.
-        reg: Weight of the entropy.
-        num_iter: Iterations of Sinkhorn at most.
+        center_cost: The constant outside the centre region.
+        topq: Number of the largest IoUs that are summed.
+        reg: Weight of the entropy, in units of the cost (``normalize_cost`` is False here by default).
+        num_iter: Largest number of Sinkhorn iterations.
         **kwargs: See :class:`BalancedSinkhornAssigner`.
     """
 

@@ -1,6 +1,7 @@
 """Entropic optimal transport, balanced and unbalanced."""
 
 import math
+import warnings
 from collections.abc import Sequence
 from functools import partial
 from typing import Any, Optional, Union
@@ -37,27 +38,37 @@ def _check_mass(name: str, value: Any) -> Union[float, str]:
     return number(name, value, above=0, hint=" (or 'dynamic_k')")
 
 
+def _check_solver(name: str, value: Any) -> str:
+    if value == 'native':
+        warnings.warn("solver='native' is now called solver='own'", DeprecationWarning, stacklevel=2)
+        return 'own'
+    if value not in ('own', 'pot'):
+        raise ValueError(f"{name} must be 'own' or 'pot', got {value!r}")
+    return value
+
+
 @TASK_UTILS.register_module()
 class BalancedSinkhornAssigner(TransportAssigner):
-    r"""Soft matching in which every prediction and every ground truth gives and takes exactly its mass.
+    r"""Soft matching in which every prediction and every ground truth gives or takes exactly its mass.
 
     The plan minimises <P, C> - reg * H(P) over plans with row sums 1/N and column sums ``gt_mass`` / N for a ground
     truth and the rest for the background (Cuturi, NeurIPS 2013; De Plaen et al., CVPR 2023). Ground truths that
-    would hold more than all mass (M * gt_mass > N) share it equally and leave the background none.
+    would hold more than all mass (M * gt_mass > N) share all mass equally, and the background gets none.
 
     Args:
         match_costs: mmdet match-cost config or list of them.
-        reg: Weight of the entropy, in units of the cost, > 0. None: ``reg_dimless`` / (log(2 N) + 1).
-        reg_dimless: See ``reg``; for costs of about unit size, hence with ``normalize_cost``.
-        normalize_cost: Divide an image's costs by its own largest absolute one, background cost included. Turn it off
-            with costs that hold a large constant, such as InsideGTCost, and give ``reg``.
-        num_iter: Iterations at most.
-        tol: Stop when the mass of each prediction and ground truth is right up to this fraction of it.
+        reg: Weight of the entropy, > 0: relative to the image's largest absolute cost with ``normalize_cost``, in units
+            of the cost without. None: ``reg_dimless`` / (log(2 N) + 1).
+        reg_dimless: See ``reg``; meant for costs of about unit size, hence for ``normalize_cost``.
+        normalize_cost: Divide the costs of an image by its largest absolute cost, background cost included. Set False
+            for costs that hold a large constant, such as InsideGTCost, and give ``reg``.
+        num_iter: Largest number of iterations.
+        tol: Stop when the mass of each prediction and ground truth is right up to this fraction of that mass.
         gt_mass: Predictions' worth of mass of a ground truth: 1 for one-to-one (as in the paper), more for dense
             heads, or 'dynamic_k': the sum of its ``topq`` largest IoUs, at least 1 (OTA, CVPR 2021, section 3.3).
         topq: See ``gt_mass``.
-        solver: 'native', or 'pot' for the independent and far slower solver of POT (pip install POT), one image at a
-            time in float64.
+        solver: 'own', or 'pot' for the independent and far slower solver of POT (pip install POT), one image at a
+            time in float64. 'native' is a deprecated name of 'own'.
         **kwargs: See :class:`TransportAssigner`.
     """
 
@@ -73,6 +84,7 @@ class BalancedSinkhornAssigner(TransportAssigner):
         'tol': partial(number, above=0),
         'gt_mass': _check_mass,
         'topq': partial(number, above=0, whole=True),
+        'solver': _check_solver,
     }
 
     def __init__(
@@ -85,12 +97,10 @@ class BalancedSinkhornAssigner(TransportAssigner):
         tol: float = 1e-2,
         gt_mass: Union[float, str] = 1.0,
         topq: int = 20,
-        solver: str = 'native',
+        solver: str = 'own',
         **kwargs: Any,
     ) -> None:
         super().__init__(match_costs, **kwargs)
-        if solver not in ('native', 'pot'):
-            raise ValueError(f"solver must be 'native' or 'pot', got {solver!r}")
         self.reg = reg
         self.reg_dimless = reg_dimless
         self.normalize_cost = normalize_cost
@@ -143,13 +153,14 @@ class UnbalancedSinkhornAssigner(BalancedSinkhornAssigner):
 
     The plan minimises <P, C> - reg * H(P) + reg_pred * KL(P1 | a) + reg_target * KL(P'1 | b), a and b being the
     marginals of :class:`BalancedSinkhornAssigner` (De Plaen et al., CVPR 2023, section 3). A large ``reg_pred`` and
-    small ``reg_target`` approach each prediction to its best ground truth or background; the reverse, each ground
-    truth to its best prediction; both large, the balanced matching.
+    small ``reg_target`` lead to each prediction's best ground truth or background; the reverse, to each ground
+    truth's best prediction; both large, to the balanced matching.
 
     Args:
         match_costs: mmdet match-cost config or list of them.
-        reg_pred: Weight of the predictions' marginal, in units of the cost, >= 0; None keeps it exactly.
-        reg_target: Weight of the ground truths' and the background's marginal, likewise.
+        reg_pred: Weight of the predictions' marginal, >= 0: like ``reg``, relative to the image's largest absolute cost
+            with ``normalize_cost`` (the default), in units of the cost without. None keeps the marginal exactly.
+        reg_target: Weight of the marginal of ground truths and background, likewise.
         **kwargs: See :class:`BalancedSinkhornAssigner`.
     """
 

@@ -18,16 +18,16 @@ SOURCES = ('target', 'prediction')
 
 @TASK_UTILS.register_module()
 class SoftMinAssigner(TransportAssigner):
-    """One side gives its mass by exp(-cost / reg), the other takes what comes; no iteration is needed.
+    """One side spreads its mass by exp(-cost / reg), the other side is free; no iteration is needed.
 
     The limit of unbalanced transport in which one side is free: ``source='target'`` is reg_pred = 0 (each ground truth
     spreads one prediction's worth over predictions), ``source='prediction'`` is reg_target = 0 (each prediction spreads
-    itself over ground truths and background). For reg -> 0 they are ClosestPrediction and ClosestTarget.
+    itself over ground truths and background). For reg -> 0 these are ClosestPrediction and ClosestTarget.
 
     Args:
         match_costs: mmdet match-cost config or list of them.
-        source: 'target' or 'prediction': the side that gives.
-        reg: Temperature, in units of the cost, > 0.
+        source: 'target' or 'prediction': the side that spreads its mass.
+        reg: Temperature, > 0, in units of the cost: costs are not normalized here.
         background_weight: Factor of the background, >= 0: of its mass N - M, spread evenly over predictions, for
             'target'; of exp(-background_cost / reg) for 'prediction'.
         **kwargs: See :class:`TransportAssigner`.

@@ -19,8 +19,8 @@ class WeightedSumAssigner(TransportAssigner):
         match_costs: mmdet match-cost config or list of them, for all strategies.
         strategies: Configs of assigners of ours, without ``match_costs``; ``background`` and ``background_cost`` are
             handed down where a strategy does not set them.
-        weights: One number >= 0 each, not all 0. None: all 1.
-        normalize: Divide by the sum of the weights, so that a whole prediction stays a whole one.
+        weights: One number >= 0 for each strategy, not all 0. None: all 1.
+        normalize: Divide by the sum of the weights, so that the row of a whole prediction still sums to 1.
         **kwargs: See :class:`TransportAssigner`.
     """
 

@@ -33,7 +33,7 @@ class Batch(NamedTuple):
     img_metas: Sequence[dict]
     num_preds: int
     dtype: torch.dtype  # of costs and plans
-    prior_format: str = 'auto'  # 'anchor' or 'point', as the head says; 'auto': told by the values of the priors
+    prior_format: str = 'auto'  # 'anchor' or 'point', as the head says; 'auto': inferred from the values of the priors
     score_format: str = 'auto'  # 'logits' or 'probabilities', as the head says; 'auto': unknown
 
     @property
@@ -62,10 +62,10 @@ class Batch(NamedTuple):
 
 
 def as_labels(labels: Tensor, name: str = 'gt_instances.labels') -> Tensor:
-    """Labels of any integer dtype as int64; of no labels, whatever dtype ``torch.zeros(0)`` gave them.
+    """Labels of any integer dtype as int64; an empty tensor may have any dtype, such as that of ``torch.zeros(0)``.
 
     Raises:
-        TypeError: If there are labels and they are no integers.
+        TypeError: If there are labels and they are not integers.
     """
     if labels.numel() and (labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool):
         raise TypeError(
@@ -102,13 +102,13 @@ def make_batch(
         pred_mask: False on predictions that take no part, such as anchors on the padding of an image, (B, N).
         num_classes: Number of foreground classes, labels 0 to num_classes - 1. None: as many as the scores' columns.
         prior_format: What the priors are: 'anchor' (x1, y1, x2, y2) or 'point' (x, y, stride_x, stride_y). 'auto', for
-            callers of :meth:`assign`, which do not say: see :func:`~uotod_mmdet.costs.prior_centers_and_sizes`.
+            callers of ``assign``, which do not say: inferred, see :func:`~uotod_mmdet.costs.prior_centers_and_sizes`.
         score_format: What the scores are: 'logits' or 'probabilities'. 'auto': unknown; costs take them as mmdet's do.
 
     Raises:
-        TypeError: If labels are no integers.
-        ValueError: If ``box_source`` does not fit, the images differ in their number or shape of predictions, the
-            arguments in their number of images, a mask has another shape or dtype, or a label is no foreground class.
+        TypeError: If labels are not integers.
+        ValueError: If ``box_source`` does not fit the predictions, the images differ in number or shape of predictions,
+            the arguments in number of images, a mask has a wrong shape or dtype, or a label is not a foreground class.
     """
     labels = class_labels(gt_instances)
     num_preds, dtype, fields = _stack(predictions)
@@ -125,7 +125,7 @@ def make_batch(
     bboxes, scores, priors = (
         fields[name].detach().to(dtype).contiguous() if name in fields else None for name in STACKED
     )
-    # Proposals of a first stage carry one score each, which is none of a class.
+    # Proposals of a first stage carry one score each, not one for each class.
     scores = scores if scores is not None and scores.dim() == 3 else None
     bboxes, priors = (boxes if boxes is not None and boxes.shape[2:] == (4,) else None for boxes in (bboxes, priors))
     if (bboxes if box_source == 'bboxes' else priors) is None and box_source != 'auto':
@@ -143,7 +143,7 @@ def make_batch(
     else:
         gt_mask = _real(labels, gt_labels)
     check_mask('pred_mask', pred_mask, (len(labels), num_preds))
-    if not all('positive_maps' in gt for gt in gt_instances):  # those say which scores, of tokens, are an object's
+    if not all('positive_maps' in gt for gt in gt_instances):  # these map ground truths to scores of text tokens
         _check_labels(gt_labels, scores, num_classes)
     return Batch(
         bboxes=bboxes,
@@ -199,7 +199,7 @@ def _stack(predictions: Union[Sequence[InstanceData], Mapping[str, Any]]) -> tup
 
 
 def _shape(value: Any) -> tuple[int, ...]:
-    """Shape of a tensor; of anything else that of a number."""
+    """Shape of a tensor; () for anything else."""
     return tuple(value.shape) if isinstance(value, Tensor) else ()
 
 
@@ -218,11 +218,11 @@ def _pad_ground_truths(
 
 
 def class_labels(gt_instances: Sequence[InstanceData]) -> list[Tensor]:
-    """Labels of each image (M_i,) as int64, whatever integers they came as; without objects any dtype will do.
+    """Labels of each image (M_i,) as int64, from any integer dtype; without objects, from any dtype.
 
     Raises:
-        TypeError: If there are none, or they are no integers.
-        ValueError: If their shape is another.
+        TypeError: If labels are missing or are not integers.
+        ValueError: If labels have a wrong shape.
     """
     found = []
     for index, gt in enumerate(gt_instances):
@@ -262,7 +262,7 @@ def _real(of_images: Sequence[Tensor], padded: Tensor) -> Tensor:
 
 
 def pad(*fields: Sequence[Tensor]) -> list[Tensor]:
-    """From what each image has, (M_i, ...), to (B, M, ...), zero where an image has less; torch pads one at a time."""
+    """Pad and stack the fields of the images, (M_i, ...), to (B, M, ...); torch's pad_sequence pads one at a time."""
     real = _real(fields[0], torch.empty(0, max(map(len, fields[0])), device=fields[0][0].device))
     padded = []
     for field in fields:

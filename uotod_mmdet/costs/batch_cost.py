@@ -19,7 +19,7 @@ def batch_cost(match_costs: Sequence, batch: Batch) -> Tensor:
     """Sum of the match costs.
 
     A cost that has a form for a whole batch (mmdet's ClassificationCost, FocalLossCost, BBoxL1Cost and IoUCost, ours,
-    and any that states one) is computed for all images at once; any other is called one image at a time.
+    and any cost that defines one) is computed for all images at once; any other is called one image at a time.
 
     Args:
         match_costs: mmdet match costs, or any callables of their signature.
@@ -30,7 +30,7 @@ def batch_cost(match_costs: Sequence, batch: Batch) -> Tensor:
 
     Raises:
         ValueError: If a cost is not finite, naming the image, the cost and how many entries; if a cost reads what
-            the head does not give; or if a mask has another shape or dtype.
+            the head does not give; or if a mask has a wrong shape or dtype.
     """
     return costs_and_background(match_costs, batch, 0.0)[:, :, :-1]
 
@@ -41,7 +41,7 @@ def costs_and_background(match_costs: Sequence, batch: Batch, background_cost: f
     check_mask('pred_mask', batch.pred_mask, batch.shape[:2])
     like = torch.empty(batch.shape[:2], dtype=batch.dtype, device=batch.device)
     with torch.autocast(batch.device.type, enabled=False), torch.no_grad():
-        # Without pairs nobody complains about what the costs would need.
+        # Without pairs, missing fields are no error.
         terms, inputs = _terms(match_costs, batch) if all(batch.shape) else ([], PairInputs(*[None] * 6))
         costs, finite = pair_costs(terms, inputs, batch.gt_mask, batch.pred_mask, like, background_cost)
     act_if(~finite, lambda: _raise_not_finite(match_costs, batch, costs[:, :, :-1]))
@@ -49,7 +49,7 @@ def costs_and_background(match_costs: Sequence, batch: Batch, background_cost: f
 
 
 def _terms(match_costs: Sequence, batch: Batch) -> tuple[list[CostTerm], PairInputs]:
-    """The terms to sum, and what they compare."""
+    """The terms to sum, and their inputs."""
     terms, others = [], []
     for match_cost in match_costs:
         found = _term(match_cost, batch)
@@ -75,7 +75,7 @@ def _terms(match_costs: Sequence, batch: Batch) -> tuple[list[CostTerm], PairInp
 
 
 def _term(match_cost: Any, batch: Batch) -> Union[CostTerm, Tensor]:
-    """One match cost of the batch: a term, or the costs (B, N, M), anything on padding."""
+    """One match cost of the batch: a term, or the costs (B, N, M), any values on padding."""
     reading = reading_of_cost(match_cost)
     if reading.batched is None:
         return _one_image_at_a_time(match_cost, batch)
@@ -132,7 +132,7 @@ def _one_image_at_a_time(match_cost: Any, batch: Batch) -> Tensor:
 
 
 def _with(instances: InstanceData, values: dict[str, Tensor]) -> InstanceData:
-    """The instances with ``values`` and without half precision; boxes that are not horizontal stay for their costs."""
+    """The instances with ``values`` and without half precision; rotated boxes stay as they are."""
     fields = dict(instances.items())
     for name, value in fields.items():
         if isinstance(value, Tensor) and value.dtype in (torch.float16, torch.bfloat16):
@@ -173,7 +173,7 @@ def _raise_not_finite(match_costs: Sequence, batch: Batch, total: Tensor) -> Non
 
 
 def _alone(match_cost: Any, batch: Batch) -> Tensor:
-    """One match cost, 0 on what takes no part, (B, N, M)."""
+    """One match cost, 0 on pairs that take no part, (B, N, M)."""
     terms, inputs = _terms([match_cost], batch)
     like = torch.empty(batch.shape[:2], dtype=batch.dtype, device=batch.device)
     return pair_costs(terms, inputs, batch.gt_mask, batch.pred_mask, like, 0.0)[0][:, :, :-1]

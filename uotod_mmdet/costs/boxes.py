@@ -1,4 +1,4 @@
-"""Boxes in the forms in which mmdet hands them over."""
+"""Boxes as tensors, from tensors or mmdet's box types."""
 
 from functools import reduce
 from typing import Union
@@ -13,7 +13,7 @@ def as_tensor(boxes: Union[Tensor, BaseBoxes]) -> Tensor:
     """Boxes as a tensor, (..., 4) xyxy pixels if they come as one of mmdet's box types; a tensor as it is.
 
     Raises:
-        AssertionError: If mmdet knows no way from that box type to (x1, y1, x2, y2).
+        AssertionError: If mmdet cannot convert that box type to (x1, y1, x2, y2).
     """
     if isinstance(boxes, BaseBoxes):
         return boxes.tensor if isinstance(boxes, HorizontalBoxes) else boxes.convert_to('hbox').tensor
@@ -24,7 +24,7 @@ def ignored_boxes(gt_instances_ignore: InstanceData) -> Tensor:
     """Ignored (crowd) boxes of an image, (I, 4) pixels.
 
     Raises:
-        ValueError: If there are none, or their shape is another.
+        ValueError: If there are no boxes, or their shape is wrong.
     """
     boxes = as_tensor(gt_instances_ignore.get('bboxes'))
     if not isinstance(boxes, Tensor) or boxes.shape[1:] != (4,):

@@ -18,12 +18,12 @@ from .boxes import float_boxes
 class LogIoUCost(BaseMatchCost):
     """-log IoU, the IoU loss of UnitBox that OTA and SimOTA match by.
 
-    It tells ratios of overlaps apart where mmdet's IoUCost tells differences: to a small object all anchors overlap
-    little, and those of the fitting level still overlap several times more than those of the next.
+    The cost depends on ratios of overlaps, mmdet's IoUCost on differences. All anchors overlap a small object little,
+    but anchors of the right level overlap the object several times more than anchors of the next level.
 
     Args:
         weight: Factor of the cost.
-        eps: Least IoU that is told from 0; boxes that do not overlap cost -log(eps).
+        eps: Smallest IoU that differs from 0 in the cost; boxes that do not overlap cost -log(eps).
     """
 
     def __init__(self, weight: float = 1.0, eps: float = 1e-3) -> None:

@@ -1,4 +1,4 @@
-"""Match costs of a dense head's priors: from where it can regress a box."""
+"""Match costs that compare a dense head's priors with the ground truths."""
 
 from typing import Optional
 
@@ -30,7 +30,7 @@ class PriorCost(BaseMatchCost):
     def cost(self, priors: Tensor, gt_bboxes: Tensor, prior_format: str = 'auto') -> Tensor:
         """Cost (..., N, M) of priors (..., N, 4) and ground truths (..., M, 4), pixels.
 
-        ``prior_format`` is what the head says of its priors; the cost's own, where it is not 'auto', goes first.
+        ``prior_format`` is the head's; the cost's own format takes precedence unless it is 'auto'.
         """
         raise NotImplementedError
 
@@ -56,7 +56,7 @@ class PriorCenterCost(PriorCost):
     """Distance from a prior's centre to the ground truth's, in units of the prior.
 
     The unit is the stride of a point prior and the side of the square of the same area of an anchor (8 strides for
-    mmdet's ATSS and GFL anchors), so that priors of coarse levels may lie farther off.
+    mmdet's ATSS and GFL anchors), so that priors of coarse levels may lie farther away.
 
     Args:
         weight: Factor of the distance.
@@ -116,7 +116,7 @@ class InsideGTCost(PriorCost):
 class PriorIoUCost(PriorCost):
     """Minus the overlap of the prior itself with the ground truth, beside costs that see predicted boxes.
 
-    It keeps the matching on the fitting level while the predictions are still worth little. A point prior counts as the
+    The cost keeps the matching on the right level while the predictions are still poor. A point prior counts as the
     square of one stride around it.
 
     Args:

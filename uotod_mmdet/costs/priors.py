@@ -11,8 +11,8 @@ def prior_centers_and_sizes(priors: Tensor, prior_format: str = 'auto') -> tuple
 
     Args:
         priors: Anchors (x1, y1, x2, y2) or points (x, y, stride_x, stride_y), pixels, (..., N, 4).
-        prior_format: 'anchor', 'point', or 'auto': points if the last two columns are equal in every row, which no
-            grid of anchors can do.
+        prior_format: 'anchor', 'point', or 'auto': points if the last two columns are equal in every row, which
+            does not occur in a grid of anchors.
 
     Returns:
         Centres (..., N, 2) and units (..., N, 2), pixels: an anchor's width and height, a point's strides.

@@ -11,7 +11,7 @@ struct Boxes {
     const int64_t *pair_rows, *pair_truths, *pair_images;
     const float *weights;  // of the pairs
     int64_t pairs;
-    float scale;  // of all
+    float scale;  // of all losses
 
     bool fit(int64_t gts, int64_t images) const {
         return inside(pair_rows, pairs, rows, true) && inside(pair_truths, pairs, gts) &&
@@ -21,7 +21,7 @@ struct Boxes {
 
 namespace {
 
-// Eight pairs, coordinate by coordinate; those behind the last pair repeat it.
+// Eight pairs, coordinate by coordinate; places after the last pair repeat that pair.
 struct Eight {
     f8 pred[4], truth[4], size[4];
 
@@ -104,7 +104,7 @@ inline f8 box_loss(const Eight &boxes, bool centred, double eps, f8 (&slope)[4])
 }  // namespace
 
 // Weighted 1 - GIoU of each pair, divided by areas of at least eps; the distance of the coordinates where eps is
-// negative. Returns -2 where an index of a pair lies outside.
+// negative. Returns -2 if an index of a pair is out of range.
 extern "C" int uotod_box_losses(const float *preds, int64_t rows, const float *truths, int64_t gts, const float *sizes,
                                 int64_t images, int64_t centred, const int64_t *pair_rows, const int64_t *pair_truths,
                                 const int64_t *pair_images, const float *weights, int64_t pairs, double scale,

@@ -46,7 +46,7 @@ extern "C" int uotod_focal_rows(const float *logits, int64_t rows, int64_t colum
             const float *x = logits + row * columns;
             const int64_t begin = entry, start = row * columns;
             while (entry < entries && index[entry] < start + columns) ++entry;
-            if (begin < entry) {  // where nothing is lost: exp(-1e4) is 0
+            if (begin < entry) {  // entries of ground truths count 0 here: exp(-1e4) is 0
                 std::copy(x, x + columns, buffer);
                 for (int64_t k = begin; k < entry; ++k) buffer[index[k] - start] = -1e4f;
                 x = buffer;

@@ -10,12 +10,12 @@
 
 enum Kind : int64_t { GIVEN, IOU, GIOU, LOG_IOU, L1, SOFTMAX, FOCAL };
 
-// One match cost as it is handed over: a row of six numbers.
+// One match cost as the caller passes it: a row of six numbers.
 struct Term {
     double kind, weight, eps, alpha, gamma, centred;  // centred: L1 compares (centre, width and height)
 };
 
-// What the terms compare; what no term needs may be null.
+// Inputs of the terms; an input that no term needs may be null.
 struct Inputs {
     const float *boxes, *gt_boxes;  // (images, preds, 4), (images, gts, 4)
     const float *scores;            // (images, preds, classes)
@@ -140,7 +140,7 @@ class Costs {
         const long classes = std::max(inputs_.classes, (int64_t)8), last = classes - 8;
         f8 size = {}, total = {};  // the total is NaN where a score is NaN or +inf
         for (long c = 0; c < classes; c += 8) size = max8(abs8(load(scores + std::min(c, last))), size);
-        const bool small = largest8(size) <= 40;  // then exponentials need neither care nor the largest score
+        const bool small = largest8(size) <= 40;  // then exp cannot overflow, and the largest score is not needed
         const float largest = small ? 0.0f : *std::max_element(scores, scores + classes);
         for (long c = 0; c < classes; c += 8) {
             const long from = std::min(c, last);  // the last vector may hold scores that the one before it holds
@@ -174,8 +174,8 @@ class Costs {
 }  // namespace
 
 // Sum the terms to `cost`, whose rows (one for each prediction) hold `gts` numbers and lie `stride` apart; 0 where a
-// mask (gt_mask (images, gts), pred_mask (images, preds) or null) is. Returns 1 where a number is not finite, else 0;
-// -1 where memory ran out, -2 where a label is no class or an input is missing.
+// mask (gt_mask (images, gts), pred_mask (images, preds) or null) is. Returns 1 if a number is not finite, else 0;
+// -1 if memory ran out, -2 if a label is not a class or an input is missing.
 extern "C" int uotod_pair_costs(const Term *terms, int64_t count, const float *boxes, const float *gt_boxes,
                                 const float *scores, int64_t classes, const int64_t *labels, const float *sizes,
                                 const float *given, const uint8_t *gt_mask, const uint8_t *pred_mask, int64_t images,
@@ -189,7 +189,7 @@ extern "C" int uotod_pair_costs(const Term *terms, int64_t count, const float *b
         if (labels[k] < 0 || labels[k] >= classes) return -2;
     for (int64_t number = 0; number < count; ++number) costs.emplace_back(terms[number], inputs, images, gts);
     std::vector<int32_t> real(images * width, 0);
-    std::vector<long> ends(images, 0);  // behind the last ground truth that is none of padding
+    std::vector<long> ends(images, 0);  // index after the last real ground truth
     for (long image = 0; image < images; ++image)
         for (long j = 0; j < gts; ++j)
             if (gt_mask[image * gts + j]) real[image * width + j] = -1, ends[image] = j + 1;

@@ -1,4 +1,4 @@
-// What the kernels on rows of a matrix share.
+// Shared code of the kernels on rows of a matrix.
 #pragma once
 
 #include <algorithm>
@@ -19,7 +19,7 @@ static inline bool inside(const int64_t *indices, int64_t count, int64_t end, bo
     return !bad;
 }
 
-// The end of a row behind its last whole vector, filled up with `filler`.
+// The rest of a row after its last whole vector, padded with `filler`.
 static inline f8 load_rest(const float *x, int64_t columns, float filler) {
     const int64_t count = columns % 8;
     if (columns >= 8) {

@@ -1,4 +1,4 @@
-// Entropic optimal transport in float32 on a processor: the method of uotod_mmdet/ot/sinkhorn.py, one problem a thread.
+// Entropic optimal transport in float32 on a CPU: the method of uotod_mmdet/ot/sinkhorn.py, one problem a thread.
 //
 // A problem's kernel is kept in tiles of 64 rows, [tile][column][row of the tile], so that an iteration reads it once,
 // tile by tile out of the cache: sums of these rows, their scalings, and what they add to the sums of the columns.
@@ -45,7 +45,7 @@ struct Side {
     std::vector<float> alive;  // 1 where there is mass and something to send it to, else 0
     std::vector<double> log_mass;
     std::vector<double> absorbed;   // potential inside the kernel, DEAD where empty
-    std::vector<double> potential;  // at the last look, likewise
+    std::vector<double> potential;  // at the last check, likewise
     double rho = 0, power = 1;
 
     void fill(const float *masses, long real, long padded, double new_rho) {
@@ -167,7 +167,7 @@ class Solver {
 
     long rows = 0, width = 0, tiles = 0;  // of the problem
     long columns = 0;                     // that have mass; the others are left out
-    std::vector<long> places;             // of these in the problem
+    std::vector<long> places;             // of these columns in the problem
     size_t capacity = 0;
     std::unique_ptr<T[]> exponents;   // of the kernel without potentials
     std::unique_ptr<float[]> kernel;  // with those that are absorbed
@@ -384,7 +384,7 @@ class Solver {
         return most;
     }
 
-    // Do the last iterations again, from the potentials of the last look, by logsumexp: slow, and safe for any cost.
+    // Repeat the last iterations, from the potentials of the last check, by logsumexp: slow, and safe for any cost.
     void rescue(long steps) {
         for (long number = 0; number < steps; ++number) {
             std::fill(peaks.begin(), peaks.end(), every((T)DEAD));
@@ -687,7 +687,7 @@ bool are_masses(const float *values, long count) {
 
 }  // namespace
 
-// Which sources this was built from.
+// Checksum of the sources of this build.
 extern "C" int64_t uotod_sources() { return UOTOD_SOURCES; }
 
 // Solve `batch` problems of `rows` x `columns`; rho: weight of a side's penalty in units of reg, inf for a constraint;

@@ -77,7 +77,7 @@ extern "C" int uotod_softmax_rows(const float *scores, int64_t rows, int64_t col
     return 0;
 }
 
-// Its gradient, scaled by grad[i * stride] in row i.
+// The gradient of the losses, scaled by grad[i * stride] in row i.
 extern "C" int uotod_softmax_rows_gradient(const float *scores, int64_t rows, int64_t columns, int64_t background,
                                            const float *of_background, const int64_t *pair_rows, const int64_t *labels,
                                            const float *weights, int64_t pairs, const LogSum *log_sums,

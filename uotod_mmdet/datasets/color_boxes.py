@@ -154,7 +154,7 @@ def make_color_boxes(root: str | Path, size: str = 'small', seed: int = 0) -> Pa
         ``<root>/<size>_seed<seed>``, with ``train/*.jpg``, ``val/*.jpg``, ``train.json`` and ``val.json``.
 
     Raises:
-        ValueError: If ``size`` or ``seed`` is none of these.
+        ValueError: If ``size`` or ``seed`` is not one of these.
         OSError: If the folder cannot be written, or is there without its annotations.
     """
     folder = _folder(root, size, seed)
@@ -249,7 +249,7 @@ class ColorBoxesDataset(CocoDataset):
         **kwargs: Arguments of mmdet's ``CocoDataset``, but ``ann_file`` and ``data_prefix``, which this class sets.
 
     Raises:
-        ValueError: If ``split``, ``size`` or ``seed`` is none of these.
+        ValueError: If ``split``, ``size`` or ``seed`` is not one of these.
         OSError: If the data are missing and cannot be written to ``data_root``.
 
     Images without a rectangle occur (about 3 %); ``filter_cfg=dict(filter_empty_gt=True)`` drops them in training.

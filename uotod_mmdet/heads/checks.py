@@ -1,4 +1,4 @@
-"""What our heads ask of predictions and ground truths: types and shapes, which are free to look at."""
+"""Checks of the types and shapes of predictions and ground truths of our heads; these cost nothing."""
 
 from collections.abc import Sequence
 from typing import Any, Optional
@@ -23,8 +23,8 @@ def check_floats(owner: str, name: str, values: Any, layout: str, shape: Sequenc
         shape: Its sizes; None: any.
 
     Raises:
-        TypeError: If it is no floating-point tensor.
-        ValueError: If its shape is another.
+        TypeError: If ``values`` is not a floating-point tensor.
+        ValueError: If the shape is wrong.
     """
     if not isinstance(values, Tensor) or not values.is_floating_point():
         came = f'{values.dtype}' if isinstance(values, Tensor) else type(values).__name__
@@ -44,7 +44,7 @@ def check_images(
     batch_img_metas: Sequence[dict],
     batch_gt_instances_ignore: Optional[Sequence[InstanceData]],
 ) -> None:
-    """Check that there are images, and as many of each argument as of the predictions.
+    """Check that there are images, and that each argument has as many as the predictions.
 
     Raises:
         ValueError: If not.

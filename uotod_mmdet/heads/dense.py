@@ -1,4 +1,4 @@
-"""What the dense heads share: priors, one matching of all images and levels, averages."""
+"""Shared code of the dense heads: priors, one matching of all images and levels, averages."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Optional
@@ -76,7 +76,7 @@ class DenseHead:
             )
 
     def _check_config(self) -> None:
-        """Refuse an assigner or losses that cannot train this head, before they end in an obscure error or none."""
+        """Refuse an assigner or losses that cannot train this head; later the error would be obscure, or missing."""
         name = type(self).__name__
         check_assigner(self.assigner, 'anchors')
         self.matcher = batch_matcher(self.assigner)
@@ -110,7 +110,7 @@ class DenseHead:
                 channels of a prior.
 
         Raises:
-            TypeError: If a feature map is no floating-point tensor.
+            TypeError: If a feature map is not a floating-point tensor.
             ValueError: If a feature map has another shape, or the arguments differ in their number of images.
         """
         owner, levels = type(self).__name__, self.prior_generator.num_levels
@@ -138,7 +138,7 @@ class DenseHead:
             **inputs: What the head predicts besides scores, by the name of the argument.
 
         Raises:
-            ValueError: If a loss is not finite, on a GPU during a later call (see device.py).
+            ValueError: If a loss is not finite, on a GPU during a later call (see ops/deferred.py).
         """
         check_finite(type(self).__name__, losses, dict(cls_scores=matched.scores, **inputs))
         return {**losses, **matched.statistics}

@@ -95,7 +95,7 @@ class DETRHead(mmdet.models.dense_heads.DETRHead):
             all_layers_bbox_preds: (L, B, N, 4) as (cx, cy, w, h), relative to the image.
             batch_gt_instances: ``bboxes`` (M, 4) pixels and ``labels`` (M,) of each image.
             batch_img_metas: ``img_shape`` of each image.
-            batch_gt_instances_ignore: Ignored boxes of each image; DETR detectors hand none over.
+            batch_gt_instances_ignore: Ignored boxes of each image; DETR detectors pass none.
         """
         losses, statistics = self._layer_losses(
             all_layers_cls_scores,

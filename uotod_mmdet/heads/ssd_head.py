@@ -33,7 +33,7 @@ class SSDHead(DenseHead, mmdet.models.dense_heads.SSDHead):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.loss_cls = CrossEntropyLoss(use_sigmoid=False)  # mmdet 3.3 looks at it in prediction, too, and has none
+        self.loss_cls = CrossEntropyLoss(use_sigmoid=False)  # read by mmdet 3.3 in prediction, never set there
         if self.train_cfg:
             self.loss_bbox = SmoothL1Loss(beta=self.train_cfg['smoothl1_beta'])
 

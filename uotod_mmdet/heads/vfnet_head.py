@@ -91,7 +91,7 @@ class VFNetHead(DenseHead, mmdet.models.dense_heads.VFNetHead):
 
             label_pairs = self.label_weights(pairs)
             if self.use_vfl:
-                # mmdet gives this loss no weights: priors on the padding count as background, pos_weight not.
+                # As in mmdet without weights: priors on the padding count as background, pos_weight has no effect.
                 label_pairs = pairs._replace(background=torch.where(matched.inside, pairs.background, 1))
             num_pos = pairs.weight.sum()
             if self.sync_num_pos:

@@ -1,4 +1,4 @@
-"""Move a parameter of the matching over training."""
+"""Change a parameter of the matching during training."""
 
 import logging
 import math
@@ -30,13 +30,14 @@ class AssignerScheduleHook(Hook):
     with the right one. It is logged beside the losses. For several parameters, add several hooks.
 
     Args:
-        param: 'reg', 'reg_pred', 'reg_target' or 'background_cost'.
+        param: 'reg', 'reg_pred', 'reg_target' or 'background_cost'. The first three are relative to the image's largest
+            absolute cost in a Sinkhorn assigner with ``normalize_cost`` (the default), else in units of the cost.
         start: Value in the first epoch (iteration) of the range, and before it.
         stop: Value in the last one, and after it.
         mode: 'linear', 'cosine', or 'exponential' (equal ratios; both values positive).
         begin: First epoch (iteration), counted from 0.
-        end: The one after the last. None: the end of training. What lies beyond the end of training is logged.
-        by_epoch: True counts epochs, False iterations; None what the training loop counts.
+        end: Epoch (iteration) after the last. None: the end of training. A range that reaches beyond that is logged.
+        by_epoch: True counts epochs, False iterations; None: as the training loop counts.
 
     Raises:
         ValueError: If an argument is out of range, no assigner of the model has the parameter, or epochs are to be

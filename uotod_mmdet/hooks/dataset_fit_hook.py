@@ -74,7 +74,7 @@ def _unwrapped(dataset: Any) -> Iterator[Any]:
 
 
 def _infos(dataset: Any) -> Iterator[dict]:
-    """What the data set holds of each of its images."""
+    """Annotations of each image of the data set."""
     return (dataset.get_data_info(index) for index in range(len(dataset)))
 
 
@@ -207,7 +207,7 @@ def _listed(names: Sequence[str], most: int = 20) -> str:
 
 
 def _check_num_classes(dataset: Any, runner: Runner) -> None:
-    """Compare the number of classes with that of the heads; mmdet's NumClassCheckHook asks the same of all modules."""
+    """Compare the number of classes with that of the heads; mmdet's NumClassCheckHook checks all modules."""
     classes = _classes(dataset)
     if not classes or getattr(dataset, 'return_classes', False):  # names that the model reads as text
         return

@@ -1,7 +1,7 @@
-"""What the losses ask of their input, and the step they all end with: weight, reduce, look once at the values.
+"""Input checks of the losses, and their common last step: weight, reduce, check the values once.
 
 Shapes are checked first; they cost nothing. Value conditions are kept as 0-dim tensors on the input's device and read
-together at the end, on a GPU without waiting for it (see device.py). Only a failure is worked out in detail.
+together at the end, on a GPU without waiting for it (see ops/deferred.py). Details are computed after a failure only.
 """
 
 import numbers
@@ -17,7 +17,7 @@ from uotod_mmdet.ops import act_if
 REDUCTIONS = ('none', 'mean', 'sum')
 
 Fault = tuple[Tensor, Callable[[], str]]
-"""A 0-dim bool tensor, and the words to raise with where it is true."""
+"""A 0-dim bool tensor, and a function that gives the message of the error if the tensor is true."""
 
 
 def check_reduction(owner: str, reduction: str, avg_factor: Optional[Union[float, Tensor]]) -> None:
@@ -52,8 +52,8 @@ def check_pred(owner: str, pred: Tensor, layout: str, dims: Optional[int] = None
     """Check that ``pred`` is a floating tensor with ``dims`` dimensions (None: any) and at least one column.
 
     Raises:
-        TypeError: If it is no floating tensor.
-        ValueError: If its shape is not ``layout``.
+        TypeError: If ``pred`` is not a floating tensor.
+        ValueError: If the shape is not ``layout``.
     """
     if not isinstance(pred, Tensor) or not pred.is_floating_point():
         came = pred.dtype if isinstance(pred, Tensor) else type(pred).__name__
@@ -71,8 +71,8 @@ def check_tensor(owner: str, name: str, value: Tensor, shape: tuple[int, ...], h
     """Check that ``value`` is a tensor of ``shape``.
 
     Raises:
-        TypeError: If it is no tensor.
-        ValueError: If its shape differs.
+        TypeError: If ``value`` is not a tensor.
+        ValueError: If the shape differs.
     """
     if not isinstance(value, Tensor):
         raise TypeError(f'{owner}: {name} must be a tensor; got {type(value).__name__}. {hint}')
@@ -84,8 +84,8 @@ def check_weight(owner: str, weight: Optional[Union[float, Tensor]], shape: tupl
     """Check that ``weight`` can multiply a loss of ``shape`` without making it larger.
 
     Raises:
-        TypeError: If it is neither tensor nor number.
-        ValueError: If it does not broadcast to ``shape``.
+        TypeError: If ``weight`` is neither a tensor nor a number.
+        ValueError: If ``weight`` does not broadcast to ``shape``.
     """
     if weight is None or isinstance(weight, (int, float)):
         return
@@ -129,7 +129,7 @@ def check_boxes(owner: str, **boxes: Tensor) -> None:
         **boxes: Boxes in the units in which losses compare them, (..., 4), by the name of the argument they come from.
 
     Raises:
-        ValueError: If one is, on a GPU during a later call (see device.py).
+        ValueError: If a coordinate is, on a GPU during a later call (see ops/deferred.py).
     """
 
     def complain() -> None:
@@ -162,12 +162,12 @@ def check_finite(owner: str, terms: Mapping[str, Tensor], inputs: Mapping[str, O
     Args:
         owner: Whose terms they are, for the message.
         terms: The terms, reduced or few, by name.
-        inputs: What they were computed from, by the name of the argument, the likeliest cause first; looked at only
-            where a term is not finite.
+        inputs: What the terms were computed from, by the name of the argument, the likeliest cause first; read only
+            if a term is not finite.
 
     Raises:
-        ValueError: If a term is not, on a GPU during a later call (see device.py). The message names the first input
-            that holds NaN or infinite entries, else the term.
+        ValueError: If a term is not finite, on a GPU during a later call (see ops/deferred.py). The message names the
+            first input that holds NaN or infinite entries, else the term.
     """
     if not terms:
         return
@@ -244,7 +244,7 @@ def checked(
     avg_factor: Optional[Union[float, Tensor]],
     faults: list[Fault],
 ) -> Tensor:
-    """Return ``loss``, which is weighted and reduced, after one look at ``faults`` and at whether it is finite.
+    """Return ``loss``, which is weighted and reduced, after one check of ``faults`` and of whether ``loss`` is finite.
 
     Raises:
         ValueError: As :func:`reduce_and_check`.

@@ -52,8 +52,8 @@ class DetectionLoss(nn.Module):
         loss_bbox: Config of a localisation loss, or a list of them: L1Loss, SmoothL1Loss, GIoULoss...
         assigner: Config of an assigner of ours, taken soft, or of mmdet's.
         bg_class_position: Where the logits hold the background: 'last', 'first', or 'none' where they do not.
-        use_hard_negative_mining: Keep the background loss of the ``neg_to_pos_ratio`` times matched mass predictions of
-            each image for which it is largest, and drop the others'.
+        use_hard_negative_mining: In each image keep the largest background losses only: ``neg_to_pos_ratio`` of them
+            for one prediction's worth of matched mass.
         neg_to_pos_ratio: See ``use_hard_negative_mining``; SSD uses 3.
         min_weight: Pairs lighter than this are dropped; 0 keeps all.
         reduction: 'mean': localisation is divided by the matched mass and classification by the matched and
@@ -63,7 +63,7 @@ class DetectionLoss(nn.Module):
         loss_weight: Factor of the whole loss.
 
     Raises:
-        TypeError: If a number or a switch is none.
+        TypeError: If a number or a switch is of another type.
         ValueError: If the arguments do not fit each other.
     """
 
@@ -162,9 +162,9 @@ class DetectionLoss(nn.Module):
             Scalar, or (B, N) with reduction 'none'.
 
         Raises:
-            TypeError: If an input is missing or no tensor, or ``avg_factor`` no number.
-            ValueError: If shapes do not fit, a label is no foreground class, boxes are not (x1, y1, x2, y2),
-                predictions are not finite, boxes so large that losses overflow, or a term of the loss is not finite.
+            TypeError: If an input is missing or not a tensor, or ``avg_factor`` is not a number.
+            ValueError: If shapes do not fit, a label is not a foreground class, boxes are not (x1, y1, x2, y2) or so
+                large that losses overflow, or predictions or a term of the loss are not finite.
         """
         terms = self._terms(input, target, anchors, weight, avg_factor, reduction_override, img_metas)[0]
         total: Any = sum(terms.values())
@@ -186,7 +186,7 @@ class DetectionLoss(nn.Module):
 
         Returns:
             ``loss_cls``; ``loss_bbox``, or one such as ``loss_bbox_l1`` for each of several losses; and
-            :func:`~uotod_mmdet.losses.pairs.plan_statistics`, whose names do not contain 'loss'.
+            :func:`~uotod_mmdet.plan.plan_statistics`, whose names do not contain 'loss'.
         """
         terms, pairs, mask, num_iter = self._terms(
             input, target, anchors, weight, avg_factor, reduction_override, img_metas

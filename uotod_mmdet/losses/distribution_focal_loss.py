@@ -45,7 +45,7 @@ def distribution_focal_loss(
         avg_factor: Divides the sum in place of the number of rows; needs 'mean', ignored with 'none'.
 
     Raises:
-        TypeError: If ``pred``, ``target`` or ``weight`` is no tensor.
+        TypeError: If ``pred``, ``target`` or ``weight`` is not a tensor.
         ValueError: If shapes do not fit, a target lies outside [0, n], ``pred`` holds NaN, or the loss is not finite.
     """
     check_reduction(NAME, reduction, avg_factor)

@@ -56,8 +56,8 @@ def quality_focal_loss(
         avg_factor: Divides the sum in place of the number of rows; needs 'mean', ignored with 'none'.
 
     Raises:
-        TypeError: If ``pred``, a target or ``weight`` is no tensor, or labels are of a wrong dtype; if ``beta``
-            or ``avg_factor`` is no number.
+        TypeError: If ``pred``, a target or ``weight`` is not a tensor, or labels are of a wrong dtype; if ``beta``
+            or ``avg_factor`` is not a number.
         ValueError: If shapes do not fit, a label is not a whole number in [0, C], a score, a soft target or a
             probability lies outside [0, 1], ``beta`` is negative, ``pred`` holds NaN, or the loss is not finite.
     """
@@ -91,7 +91,7 @@ def quality_focal_loss(
         # mmdet has no gradient by a dense target that is 0, nor have the blocks
         soft = torch.where(soft > 0, soft, 0)
     if activated:
-        # Nor does it take illegal targets: the last fault is theirs, and roundings are forgiven.
+        # Nor may targets be illegal: the last fault is theirs; rounding errors are clamped.
         soft = torch.where(faults[-1][0], 0.5, soft).clamp(0, 1)
         with torch.autocast(x.device.type, enabled=False):  # autocast refuses the cross-entropy of probabilities
             entropy = F.binary_cross_entropy(x, soft, reduction='none')

@@ -1,4 +1,4 @@
-"""What Quality Focal and Varifocal Loss share: targets that are 0 but for some entries, weights of rows."""
+"""Shared code of Quality Focal and Varifocal Loss: targets that are mostly 0, and weights of rows."""
 
 from typing import Optional, Union
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def nonzero_entries(target: Tensor) -> tuple[Tensor, Tensor]:
-    """Entries of the flattened target (N, C), none of them negative, that are above 0, and their values."""
+    """Positive entries of the flattened target (N, C), which holds no negative ones, and their values."""
     rows = (target.sum(1) > 0).nonzero()[:, 0]  # a sum is five times faster than a maximum
     values = target[rows]
     row, column = values.nonzero(as_tuple=True)
@@ -21,7 +21,7 @@ def row_factor(
     rows: Tensor,
     terms: int,
 ) -> Tensor:
-    """What each row's loss is multiplied with before they are summed, mmdet's ``weight_reduce_loss`` in one number.
+    """Factor of each row's loss before the sum: mmdet's ``weight_reduce_loss`` as one number.
 
     Args:
         weight: (N,), a number, or None.

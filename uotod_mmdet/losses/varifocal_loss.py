@@ -56,8 +56,8 @@ def varifocal_loss(
         avg_factor: Divides the sum in place of the number of entries; needs 'mean', ignored with 'none'.
 
     Raises:
-        TypeError: If ``pred``, ``target`` or ``weight`` is no tensor; if ``alpha``, ``gamma`` or ``avg_factor`` is no
-            number.
+        TypeError: If ``pred``, ``target`` or ``weight`` is not a tensor; if ``alpha``, ``gamma`` or ``avg_factor``
+            is not a number.
         ValueError: If shapes do not fit, a target lies outside [0, 1], ``alpha`` or ``gamma`` is negative, ``pred``
             holds NaN, or the loss is not finite.
     """

@@ -40,8 +40,8 @@ def gathered_box_losses(
         gts: Ground truth of each pair, (K,).
         images: Image of each pair, (K,).
         weights: Weight of each pair, (K,).
-        scale: Factor of all.
-        eps: Least area that 1 - GIoU, of (x1, y1, x2, y2), divides by. None: L1 distance, with ``sizes`` of
+        scale: Factor of all losses.
+        eps: Smallest area by which 1 - GIoU, of (x1, y1, x2, y2), divides. None: L1 distance, with ``sizes`` of
             (cx, cy, w, h) in units of the sizes.
 
     Returns:

@@ -28,9 +28,9 @@ def to_device_of(tensor: Tensor, values: Sequence) -> Tensor:
 def act_if(flag: Tensor, act: Callable[[], None]) -> None:
     """Call ``act``, which raises or logs, if ``flag`` (a bool, ()) is true.
 
-    Where the host may not wait, that is done during a later call, most often of the next iteration, as soon as the flag
-    has arrived. While torch.compile traces and inside the transforms of torch.func values cannot be read: nothing is
-    checked there.
+    On a GPU ``act`` is called during a later call of this function, usually in the next iteration, as soon as the flag
+    has arrived on the host. While torch.compile traces and inside the transforms of torch.func values cannot be read:
+    nothing is checked there.
     """
     if is_traced():
         return
@@ -49,7 +49,7 @@ _sent: deque = deque()
 
 
 def _send(flag: Tensor) -> tuple[Tensor, torch.cuda.Event]:
-    """A place on the host where the flag will be, and the event that it is there."""
+    """A host tensor that will hold the flag, and the event of its arrival."""
     place = torch.empty((), dtype=torch.bool, pin_memory=True)
     place.copy_(flag, non_blocking=True)
     event = torch.cuda.Event()

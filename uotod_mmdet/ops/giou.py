@@ -13,7 +13,7 @@ def giou_losses(pred: Tensor, target: Tensor, eps: float = 1e-6) -> Tensor:
     Args:
         pred: Predicted boxes (x1, y1, x2, y2), (K, 4).
         target: Ground truths in the same form, which get no gradient, (K, 4).
-        eps: Least area that is divided by.
+        eps: Smallest area to divide by.
 
     Returns:
         (K,).
@@ -70,5 +70,5 @@ def giou_and_slopes(
 
 
 def _first_is_less(first: Tensor, second: Tensor) -> Tensor:
-    """1 where it is, 0 where it is not, and 1/2 where they are equal."""
+    """1 where the first is less, 0 where it is not, and 1/2 where both are equal."""
     return (first < second).to(first.dtype).add_((first == second).to(first.dtype), alpha=0.5)

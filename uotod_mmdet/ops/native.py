@@ -1,10 +1,10 @@
 """The compiled part (csrc/): kernels for float32 on a CPU, several times faster than the torch code beside them.
 
 The compiled part is built on installation where a C++ compiler is found. Without it, on a GPU, for other dtypes and
-layouts, and where the environment variable UOTOD_NATIVE is 0, the torch code does the same.
+layouts, and where the environment variable UOTOD_NATIVE is 0, the torch code computes the same.
 
-Every kernel is declared with the dtype and shape of each tensor and the type of each number (:class:`Kernel`). Nothing
-reaches a kernel that is not as declared.
+Every kernel is declared with the dtype and shape of each tensor and the type of each number (:class:`Kernel`). A
+kernel is called only with arguments that match its declaration.
 """
 
 import ctypes
@@ -66,7 +66,7 @@ class Kernel:
             - ``name`` alone, the size of that name; ``name.stride``, the distance of the rows of the tensor, in
               elements.
 
-            The number of threads follows by itself.
+            The number of threads is added automatically.
     """
 
     def __init__(self, name: str, arguments: str) -> None:
@@ -99,7 +99,7 @@ class Kernel:
 
         Raises:
             TypeError: If an argument is not as declared.
-            IndexError: If an index that a tensor holds lies outside what the index refers to.
+            IndexError: If a tensor holds an index out of range.
             MemoryError: If there is not enough memory.
         """
         if arguments.keys() != self.tensors.keys() | self.numbers.keys():

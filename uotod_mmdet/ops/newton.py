@@ -26,13 +26,13 @@ def newton(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Maximise the semi-dual from g.
 
-    A step is cut to a radius that grows while steps raise the dual and shrinks when one does not. After a step that
-    does not raise the dual comes an update of g by Sinkhorn, which always does: at once where values may be read.
+    A step is cut to a radius that grows while steps raise the dual and shrinks when a step does not. A step that does
+    not raise the dual is followed by an update of g by Sinkhorn, which always does: at once where values may be read.
 
     Args:
         problem: B problems; one that has converged stops moving.
         g: First potentials of the columns, (B, K).
-        num_steps: Steps at most.
+        num_steps: Largest number of steps.
         tol: See :func:`uotod_mmdet.ot.sinkhorn`.
         read: Whether the error may be read, to stop as soon as all problems have converged.
 
@@ -75,7 +75,7 @@ def semi_dual(problem: Problem, g: Tensor) -> SemiDual:
     rows = (f + log_sums).exp().masked_fill(empty, 0)
     plan *= (rows / total).nan_to_num(0).to(problem.dtype)[:, :, None]
     rewards = _reward(f, problem.log_a, problem.rho_a) + _reward(g, problem.log_b, problem.rho_b)
-    # Of a column that all rows avoid, less than the dtype holds: an upper bound, so that updates fall short.
+    # The sum of a column that all rows avoid may underflow: this upper bound makes its updates too small.
     sums = plan.sum(1).double().clamp(min=torch.finfo(problem.dtype).tiny)
     return SemiDual(f, rewards - rows.sum(1), plan, rows, sums)
 

@@ -13,7 +13,7 @@ def pairwise_overlaps(bboxes: Tensor, gt_bboxes: Tensor, mode: str = 'iou', eps:
         bboxes: Boxes (x1, y1, x2, y2), (..., N, 4).
         gt_bboxes: Ground truths in the same form, (..., M, 4).
         mode: 'iou' or 'giou'.
-        eps: Least area that is divided by.
+        eps: Smallest area to divide by.
 
     Returns:
         (..., N, M).

@@ -26,7 +26,7 @@ KERNEL = Kernel(
 class CostTerm(NamedTuple):
     """A term that the op computes: ``weight`` times what ``kind`` says, of each pair.
 
-    - 'given': what is given, (B, N, M).
+    - 'given': the given costs, (B, N, M).
     - 'iou', 'giou': the overlap of the boxes; 'log_iou': log max(IoU, eps).
     - 'l1': distance of the boxes in units of the image, (x1, y1, x2, y2), or (cx, cy, w, h) where ``centred``.
     - 'softmax': probability of the ground truth's class.
@@ -42,7 +42,7 @@ class CostTerm(NamedTuple):
 
 
 class PairInputs(NamedTuple):
-    """What the terms compare; what no term needs may be None."""
+    """Inputs of the terms; an input that no term needs may be None."""
 
     boxes: Optional[Tensor]  # (B, N, 4) xyxy
     gt_boxes: Optional[Tensor]  # (B, M, 4) xyxy
@@ -71,7 +71,8 @@ def pair_costs(
         background_cost: The last column.
 
     Returns:
-        Costs (B, N, M + 1), 0 on what takes no part but in the last column, and whether all are finite, bool, ().
+        Costs (B, N, M + 1), 0 on pairs that take no part, ``background_cost`` in the last column, and whether all are
+        finite, bool, ().
     """
     kinds = [KINDS.index(term.kind) for term in terms]
     numbers = [float(number) for term in terms for number in term[1:]]
@@ -131,7 +132,7 @@ register_fake(pair_costs_op, _outputs_like)
 
 
 def _term(term: CostTerm, inputs: PairInputs) -> Tensor:
-    """One term in torch, (B, N, M), anything on what takes no part."""
+    """One term in torch, (B, N, M), any values on pairs that take no part."""
     boxes, gt_boxes, scores, labels, sizes, given = inputs
     if term.kind == 'given':
         assert given is not None

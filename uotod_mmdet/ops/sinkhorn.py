@@ -15,7 +15,7 @@ NEWTON_COLUMNS = 128
 """Problems with more columns do without Newton's method, whose steps grow with the square of their number."""
 
 STEPS_UNREAD, NEWTON_STEPS_UNREAD = 20, 30
-"""Iterations at most before Newton's method, and its steps at most, where the error is not read."""
+"""Largest number of iterations before Newton's method, and of its steps, where the error is not read."""
 
 KERNEL = Kernel(
     'uotod_sinkhorn',
@@ -120,9 +120,9 @@ def sinkhorn_reference(
     """:func:`sinkhorn` in torch.
 
     One loop with two ways to stop. Where the error may be read, the loop ends when all problems have converged, and
-    logsumexp serves only where floats do not hold the scalings. On a GPU nothing is read: every choice is made on the
-    device, the iterations are as many as asked for, or few before Newton's method, and each look begins with one update
-    by logsumexp, which is safe, so that the others count where floats held them.
+    logsumexp serves only where scalings leave the range of the dtype. On a GPU nothing is read: every choice is made on
+    the device, the number of iterations is fixed, and each block of ``check_every`` iterations begins with one update
+    by logsumexp, which is always safe; its updates by scalings count only where these stayed in range.
     """
     read = deferred.host_may_wait(cost)
     if relative:

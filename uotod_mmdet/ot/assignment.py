@@ -23,7 +23,7 @@ def assignment(cost: Tensor, column_mask: Optional[Tensor] = None, row_mask: Opt
         Column of each row, -1 where it has none, (B, N).
 
     Raises:
-        TypeError: If ``cost`` or a mask is no tensor.
+        TypeError: If ``cost`` or a mask is not a tensor.
         ValueError: If ``cost`` or a mask has another shape or dtype, or a real entry of ``cost`` is not finite.
     """
     for name, values in (('cost', cost), ('row_mask', row_mask), ('column_mask', column_mask)):

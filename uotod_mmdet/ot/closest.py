@@ -1,11 +1,11 @@
-"""The limits of unbalanced transport in which one side is free: everyone goes to what is closest, hard or softly."""
+"""The limits of unbalanced transport in which one side is free: all mass goes to what is closest, hard or softly."""
 
 import torch
 from torch import Tensor
 
 
 def closest_column(cost: Tensor, column_mask: Tensor, row_mask: Tensor) -> Tensor:
-    """Each row whole to its cheapest column: the limit reg = 0, reg_b = 0, P1 = a.
+    """Each row goes whole to its cheapest column: the limit reg = 0, reg_b = 0, P1 = a.
 
     Args:
         cost: (B, N, K).
@@ -21,7 +21,7 @@ def closest_column(cost: Tensor, column_mask: Tensor, row_mask: Tensor) -> Tenso
 
 
 def closest_row(cost: Tensor, column_mask: Tensor) -> Tensor:
-    """Each column whole to its cheapest row: the limit reg = 0, reg_a = 0, P^T1 = b.
+    """Each column goes whole to its cheapest row: the limit reg = 0, reg_a = 0, P^T1 = b.
 
     Args:
         cost: (B, N, K), inf on rows that take nothing.

@@ -23,7 +23,7 @@ def solve_with_pot(
     relative: bool = False,
     scale: Optional[Tensor] = None,
 ) -> SinkhornResult:
-    """What :func:`~uotod_mmdet.ot.sinkhorn` solves, with the same arguments, by ``ot.sinkhorn`` and
+    """Solve the problems of :func:`~uotod_mmdet.ot.sinkhorn`, with the same arguments, by ``ot.sinkhorn`` and
     ``ot.unbalanced.sinkhorn_unbalanced`` (Flamary et al., JMLR 2021).
 
     POT's own criteria decide on convergence: the marginal error of balanced problems, the relative change of the
@@ -56,7 +56,7 @@ def solve_with_pot(
         common = dict(numItermax=num_iter, stopThr=tol, log=True, warn=False)
         penalties = tuple(weight[index] for weight in weights)
         if all(map(math.isinf, penalties)):
-            masses = [mass / mass.sum() for mass in masses]  # exactly equal sums, which float32 may have lost
+            masses = [mass / mass.sum() for mass in masses]  # POT needs exactly equal sums, which float32 may have lost
             solution, log = ot.sinkhorn(*masses, problem, regs[index], method='sinkhorn_log', **common)
         else:
             solution, log = ot.unbalanced.sinkhorn_unbalanced(

@@ -16,14 +16,14 @@ The optimum is :math:`P_{ij} = \exp(f_i + g_j - C_{ij}/reg)`. Alternate maximisa
 and likewise g. Four things make it fast and safe (Schmitzer, arXiv 1610.06519; Sejourne et al., arXiv 2201.00730):
 
 1. f and g are split into an absorbed part, inside a stored kernel, and scalings u and v, so that an iteration is two
-   products with the kernel. Scalings that grow past what floats hold are absorbed into the kernel.
-2. A problem for which even that leaves the float range does those iterations with logsumexp instead.
+   products with the kernel. Scalings that would leave the range of the dtype are absorbed into the kernel.
+2. Where even that leaves the range, the problem does these iterations with logsumexp instead.
 3. Only the kernel and its scalings, where the time goes, are in the precision of the cost. Potentials are float64, and
    so are the exponents of the kernel where costs are large beside reg.
 4. In unbalanced problems the dual is also maximised over the translation (f + t, g - t) in closed form, without which
    convergence stalls when reg is small beside reg_a and reg_b.
 
-Where that is still slow, as it is with small reg and columns that nearly all rows avoid, Newton's method takes over:
+Where convergence is still slow, with a small reg and columns that nearly all rows avoid, Newton's method takes over:
 with the best f for each g, the dual is a concave function of the few g (semi-dual; Brauer et al., arXiv 1710.06635),
 whose Hessian is one product of the plan with itself.
 """
@@ -38,7 +38,7 @@ from uotod_mmdet import ops
 from uotod_mmdet.arguments import number
 
 CONSTRAINT = 1e8
-"""Penalties more than this many times reg are constraints: the difference is less than float rounding."""
+"""Penalties above this many times reg count as constraints: the difference is less than float rounding."""
 
 
 class SinkhornResult(NamedTuple):
@@ -79,21 +79,21 @@ def sinkhorn(
         reg_a: Weight of KL(P1 | a), >= 0, in units of cost; a number or one per problem, (B,). None or inf: P1 = a is a
             constraint.
         reg_b: Weight of KL(P^T1 | b), likewise.
-        num_iter: Iterations at most.
+        num_iter: Largest number of iterations.
         tol: Stop a problem at this ``error``. On a side that is a constraint 1e-3 means that each row or column holds
             its mass up to 0.1 %.
-        check_every: Iterations between two looks at the error and at the size of the scalings.
+        check_every: Iterations between two checks of the error and of the size of the scalings.
         absorb_above: Absorb scalings when the logarithm of one is above this. None: as late as the dtype allows;
-            0: at every look.
+            0: at every check.
         newton_after: Iterations after which a problem that has not converged goes on with Newton's method. None: never.
         relative: Whether ``reg``, ``reg_a`` and ``reg_b`` are in units of a problem's largest absolute cost.
-        scale: Factor of each problem's plan that is returned, (B,). None: 1.
+        scale: Factor of the returned plan of each problem, (B,). None: 1.
 
     Returns:
         SinkhornResult: Plan, potentials, iterations, error, convergence.
 
     Raises:
-        TypeError: If a number is none.
+        TypeError: If an argument that must be a number is of another type.
         ValueError: If dtype or shapes do not fit, a number is out of its range, a cost or a marginal is not finite, or
             a marginal is negative.
     """
@@ -107,7 +107,7 @@ def sinkhorn(
     reg_a = None if reg_a is None else _number_of_each('reg_a', reg_a, batch)
     reg_b = None if reg_b is None else _number_of_each('reg_b', reg_b, batch)
     tol = number('tol', tol, at_least=0)
-    if absorb_above is None:  # a third of what floats hold: a lost entry of the kernel stays below float rounding
+    if absorb_above is None:  # a third of the dtype's range: underflow in the kernel stays below rounding
         absorb_above = 10.0 if cost.dtype == torch.float32 else 250.0 / 3
     absorb_above = number('absorb_above', absorb_above, infinite=True)
     reg = torch.as_tensor(reg, dtype=torch.float64, device=cost.device).expand(batch).contiguous()
@@ -124,10 +124,10 @@ def sinkhorn(
 
 
 def _number_of_each(name: str, value: Union[float, Tensor], batch: int) -> Union[float, Tensor]:
-    """The number, or the tensor of one for each of ``batch`` problems.
+    """A number, or a tensor of one number for each of ``batch`` problems.
 
     Raises:
-        TypeError: If it is neither.
+        TypeError: If the value is neither.
         ValueError: If the tensor has another shape. Ranges are checked with the costs.
     """
     if type(value) in (int, float):

@@ -1,4 +1,4 @@
-"""Classification losses under a plan: what a loss reads of a plan is stated by the loss."""
+"""Classification losses under a plan; each loss declares how it reads the plan."""
 
 from collections.abc import Callable
 from typing import NamedTuple, Optional
@@ -24,15 +24,15 @@ class Rows(NamedTuple):
 
 
 class Reading(NamedTuple):
-    """How a classification loss reads a plan. A loss of one's own states it as ``plan_reading = Reading(...)``.
+    """How a classification loss reads a plan. A loss of your own declares ``plan_reading = Reading(...)`` in its class.
 
     Args:
         target: 'labels': the loss gets the labels of the pairs and that of the background, with the weights of the
             plan. 'quality': the loss gets one soft target for each class, (B * N, C), the plan's mean of the qualities
             (IoU) of the pairs of that class, with the masses of the predictions as weights.
         weight: Shape of the weight that the loss takes for N rows: 'row' (N,), or 'entry' (N, 1).
-        faster: From the loss and :class:`Rows` the losses (B * N,), ``loss_weight`` included, in a faster way than by
-            calling the loss; None where the faster way does not fit.
+        faster: Function of the loss and :class:`Rows` that gives the losses (B * N,), ``loss_weight`` included, faster
+            than calling the loss; it returns None where it does not apply.
     """
 
     target: str = 'labels'
@@ -44,18 +44,18 @@ _READINGS: dict[type, Reading] = {}
 
 
 def declare_reading(loss: type, reading: Reading) -> None:
-    """State how a loss of another package reads a plan; a subclass of the loss is not meant.
+    """Declare how a loss of another package reads a plan; subclasses of the loss are not affected.
 
     Raises:
-        ValueError: If the reading is none.
+        ValueError: If ``reading`` is not a valid Reading.
     """
     _READINGS[loss] = _checked(loss, reading)
 
 
 def reading_of(loss: nn.Module) -> Reading:
-    """How a loss reads a plan: as its class states, as declared for its class, or else by labels and rows.
+    """How a loss reads a plan: as its class declares, as declared for its class, or else by labels and rows.
 
-    Subclasses of mmdet's QualityFocalLoss and VarifocalLoss are losses of qualities, too, as mmdet's heads take them.
+    Subclasses of mmdet's QualityFocalLoss and VarifocalLoss read qualities, too, as in mmdet's heads.
     """
     stated = getattr(loss, 'plan_reading', None)
     if stated is not None:
@@ -77,7 +77,7 @@ def _checked(loss: type, reading: Reading) -> Reading:
 
 
 def copies_no_rows(loss: nn.Module) -> bool:
-    """Whether :func:`classification_losses` copies no row of scores for each pair, so that many pairs are cheap."""
+    """Whether :func:`classification_losses` copies no scores for each pair; then many pairs cost little."""
     reading = reading_of(loss)
     return reading.target == 'quality' or reading.faster is not None
 
@@ -147,5 +147,5 @@ def keep_hardest(losses: Tensor, count: Tensor) -> Tensor:
 
 
 def sum_by_row(losses: Tensor) -> Tensor:
-    """Sum what a loss without reduction gives over all but the rows."""
+    """Sum an unreduced loss over all dimensions but the first."""
     return losses.flatten(1).sum(1) if losses.dim() > 1 else losses

@@ -1,8 +1,8 @@
-"""Whether a plan can weigh a loss: tried on a few rows when a head is built.
+"""Check that a plan can weigh a loss: the loss is tried on a few rows when a head is built.
 
 A plan weighs rows, and heads divide by what they count. So a loss must be mmdet's usual one: ``forward(pred, target,
 weight, avg_factor=..., reduction_override=...)``, in which the loss of a row depends on that row alone, is multiplied
-by its weight, and is summed and divided by ``avg_factor``. Trying tells of any loss, third-party ones included.
+by its weight, and is summed and divided by ``avg_factor``. A trial works for any loss, third-party losses included.
 """
 
 import copy
@@ -86,7 +86,7 @@ def check_loss(
     Args:
         owner: Whose argument the loss is.
         argument: Name of the argument.
-        loss: The loss; what it counts of this trial is forgotten.
+        loss: The loss; a copy of it is tried.
         pred: Predictions, ROWS of them.
         target: Their targets.
         weight: Their weights, in the shape in which the head gives them.

@@ -60,7 +60,7 @@ def varifocal_rows(
 
 
 def _scaled(row_weight: Tensor, factor: float) -> Tensor:
-    """``factor * row_weight``; of one expanded number still one."""
+    """``factor * row_weight``; an expanded number stays expanded."""
     if row_weight.dim() and not row_weight.stride(0):
         return (factor * row_weight[:1]).expand_as(row_weight)
     return factor * row_weight
@@ -134,7 +134,7 @@ def _faster_cross_entropy(loss: CrossEntropyLoss, rows: Rows) -> Optional[Tensor
 
 
 def _sigmoid(loss: nn.Module, rows: Rows) -> Tensor:
-    """A sum of terms of a class each: a pair differs from the background in one term, so no row is copied."""
+    """Losses that are sums over classes: a pair differs from the background in one term, so no row is copied."""
     scores, labels, pairs = rows.scores, rows.labels, rows.pairs
     background = labels.new_full(scores.shape[:1], rows.background_label)
     losses = sum_by_row(loss(scores, background, pairs.row_mass, reduction_override='none'))

@@ -13,7 +13,7 @@ from uotod_mmdet.arguments import number
 from uotod_mmdet.ops import list_pairs, sum_groups
 
 MIN_WEIGHT = 1e-5
-"""Pairs lighter than this are dropped unless a user says otherwise.
+"""Pairs lighter than this are dropped by default.
 
 Measured on random boxes, 8 x 900 x 50 and 2 x 8732 x 20: this changes the loss by 1e-6 to 5e-4 of itself.
 """
@@ -39,7 +39,7 @@ class Pairs(NamedTuple):
 
     @property
     def row_mass(self) -> Tensor:
-        """What each prediction takes part with: 1 in balanced plans, 0 where it is ignored, (B * N,)."""
+        """Total mass of each prediction: 1 in balanced plans, 0 if it is ignored, (B * N,)."""
         return self.background.index_add(0, self.rows, self.weight)
 
     @property
@@ -54,14 +54,14 @@ def expand(plan: Tensor, min_weight: float = MIN_WEIGHT, few: bool = True) -> Pa
     Args:
         plan: (B, N, M + 1), last column the background.
         min_weight: Pairs lighter than this are left out; 0 keeps all that are not 0.
-        few: Whether only pairs with weight may be listed. Otherwise pairs of weight 0 may be listed, too, which saves
-            a GPU from waiting for their number.
+        few: True: list only pairs with weight. False: pairs of weight 0 may be listed, too, which avoids a
+            synchronisation with the GPU.
 
     Returns:
         Pairs.
 
     Raises:
-        TypeError: If ``plan`` is no tensor.
+        TypeError: If ``plan`` is not a tensor.
         ValueError: If ``plan`` has another shape, or ``min_weight`` is not in [0, 1).
     """
     min_weight = check_min_weight(min_weight)
@@ -76,8 +76,8 @@ def check_min_weight(min_weight: Any) -> float:
     """Return ``min_weight`` as a float.
 
     Raises:
-        TypeError: If it is no number.
-        ValueError: If it is not in [0, 1).
+        TypeError: If ``min_weight`` is not a number.
+        ValueError: If ``min_weight`` is not in [0, 1).
     """
     min_weight = number('min_weight', min_weight)
     if not 0 <= min_weight < 1:

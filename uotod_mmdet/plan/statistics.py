@@ -1,4 +1,4 @@
-"""What to watch of a plan during training."""
+"""Statistics of a plan to watch during training."""
 
 import logging
 import math
@@ -17,13 +17,14 @@ from .pairs import Pairs
 def plan_statistics(
     pairs: Pairs, gt_mask: Tensor, num_iter: Optional[Tensor], assigner: Any = None
 ) -> dict[str, Tensor]:
-    """What to watch of a plan during training; no name contains 'loss', so mmengine logs and does not sum it.
+    """Statistics to watch during training; no name contains 'loss', so that mmengine logs but does not sum them.
 
     Args:
         pairs: The plan.
         gt_mask: False on padding, (B, M).
         num_iter: Iterations of the solver, (B,); None: the strategy does not iterate.
-        assigner: Who made the plan; if that is so soft that everything is taught to everyone, a warning says so once.
+        assigner: Maker of the plan. A warning is logged once if the plan is so soft that most predictions share each
+            ground truth.
 
     Returns:
         ``matched_mass``: predictions' worth of mass on ground truths, mean of the images; ``unmatched_gts``: share of
@@ -61,7 +62,7 @@ _batches: WeakKeyDictionary = WeakKeyDictionary()  # how many each assigner has 
 
 
 def _warn_if_too_soft(pairs: Pairs, gts: Tensor, assigner: Any) -> None:
-    """Log, once for an assigner, that its plan teaches everything to everyone.
+    """Log, once for an assigner, that most predictions share each ground truth in its plan.
 
     The pairs that carry a plan are counted by their participation ratio, (sum P)^2 / sum P^2: K for K equal weights.
     """
