@@ -34,7 +34,7 @@ def _keyword_names(cls: type) -> Optional[list[str]]:
 
 
 def _name_unknown_arguments(cls: Any) -> None:
-    """Make ``cls(...)`` answer a misspelt keyword with the names it does take."""
+    """Make the error of ``cls(...)`` for an unknown keyword list the known ones."""
     init, known = cls.__init__, _keyword_names(cls)
     if known is None:
         return

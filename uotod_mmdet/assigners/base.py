@@ -133,7 +133,7 @@ class TransportAssigner(BaseAssigner):
         batch, num_preds, num_gts = cost.shape
         gt_mask = checked_mask('gt_mask', gt_mask, cost, (batch, num_gts))
         pred_mask = checked_mask('pred_mask', pred_mask, cost, (batch, num_preds))
-        # Floats of 32 bits do not hold every integer of so many.
+        # float32 does not hold every int32.
         wide = cost.dtype in (torch.int32, torch.int64)
         solved = cost.detach().to(torch.float64 if wide else torch.promote_types(cost.dtype, torch.float32))
         solved = mask_pairs(solved, gt_mask, pred_mask)

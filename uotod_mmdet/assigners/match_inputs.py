@@ -1,4 +1,4 @@
-"""Checks of what a matching is given beside its costs: masks, and masses of ground truths."""
+"""Checks of the inputs of a matching beside its costs: masks, and masses of ground truths."""
 
 from typing import Optional, Union
 

@@ -16,7 +16,7 @@ class Matching(NamedTuple):
     """What an assigner found for a batch of images."""
 
     plan: Tensor  # (B, N, M + 1), last column the background; rows of predictions that take no part are 0
-    cost: Optional[Tensor]  # (B, N, M), 0 on padding; None: the assigner does not tell
+    cost: Optional[Tensor]  # (B, N, M), 0 on padding; None: the assigner does not return costs
     num_iter: Optional[Tensor]  # (B,) iterations of the solver; None: the strategy does not iterate
 
 
@@ -30,7 +30,7 @@ def read_hard(batch: Batch, boxes: Optional[Tensor], matching: Optional[Matching
         keep_every_gt: Whether a ground truth that no prediction chose gets one.
 
     Returns:
-        See :meth:`TransportAssigner.assign`; ignored boxes are not looked at.
+        See :meth:`TransportAssigner.assign`; ignored boxes are left out.
     """
     _, num_preds, num_gts = batch.shape
     gt_inds = torch.zeros(num_preds, dtype=torch.long, device=batch.device)

@@ -121,7 +121,7 @@ class BalancedSinkhornAssigner(TransportAssigner):
         reg = self.reg_dimless / (at_least_one.log() + (1 + math.log(2))) if self.reg is None else self.reg
         exists, share = num_preds.clamp(max=1), 1 / at_least_one
         rows, columns = self._marginals(gt_mask, gt_mass, pred_mask, exists[:, None], share[:, None])
-        relative = self.normalize_cost  # in place of dividing the cost, which is larger
+        relative = self.normalize_cost  # cheaper than dividing the cost
         options: dict[str, Any] = dict(num_iter=self.num_iter, tol=self.tol, relative=relative, scale=num_preds)
         solve = solve_with_pot if self.solver == 'pot' else partial(sinkhorn, newton_after=self.newton_after)
         result = solve(cost, rows, columns, reg, self.reg_pred, self.reg_target, **options)

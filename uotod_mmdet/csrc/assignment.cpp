@@ -47,7 +47,8 @@ class Solver {
                 const long j = left_[place];
                 const double through = length + cost[j] - of_row_[row] - of_column_[j];
                 if (through < distance_[j]) distance_[j] = through, from_[j] = row;
-                if (distance_[j] < least || (distance_[j] == least && row_[j] < 0)) least = distance_[j], chosen = place;
+                if (distance_[j] < least || (distance_[j] == least && row_[j] < 0))
+                    least = distance_[j], chosen = place;
             }
             if (chosen < 0) return false;
             length = least;

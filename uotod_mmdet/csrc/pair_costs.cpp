@@ -1,5 +1,5 @@
-// Match costs of all predictions with all ground truths in float32 on a processor: what uotod_mmdet/costs does in
-// torch, all terms of a prediction at once.
+// Match costs of all predictions with all ground truths in float32 on a CPU, all terms of a prediction at once; see
+// uotod_mmdet/ops/pair_costs.py.
 
 #include <algorithm>
 #include <cmath>

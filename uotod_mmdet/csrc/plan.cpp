@@ -7,11 +7,12 @@
 
 #include "rows.h"
 
-// Pairs of a plan (images, preds, columns), whose last column is the background, that weigh at least `least`, and more than 0. Unless `fill` is set they are
-// counted only: the number in each of `threads` parts goes to `counts`, from which the second call starts.
+// Pairs of a plan (images, preds, columns), whose last column is the background, that weigh at least `least`, and more
+// than 0. Unless `fill` is set they are counted only: the number in each of `threads` parts goes to `counts`, from
+// which the second call starts.
 extern "C" int uotod_expand(const float *plan, int64_t images, int64_t preds, int64_t columns, double least_,
-                            int64_t *counts, int64_t fill, int64_t *rows, int64_t *truths, int64_t *of_images, float *weights,
-                            float *background, int threads) {
+                            int64_t *counts, int64_t fill, int64_t *rows, int64_t *truths, int64_t *of_images,
+                            float *weights, float *background, int threads) {
     const float least = std::max((float)least_, std::numeric_limits<float>::denorm_min());
     const int64_t gts = columns - 1;
     const int64_t total = images * preds;

@@ -16,12 +16,12 @@
 namespace {
 
 constexpr long PARTS = 8, ROWS = 8 * PARTS;  // vectors and rows of a tile
-constexpr long TILES = 8;            // whose column sums are added in float before they go to double
-constexpr double LIMIT = 30;         // largest logarithm of a scaling that floats hold safely
-constexpr double EXACT_BELOW = 128;  // as in sinkhorn.py, as is the next
+constexpr long TILES = 8;                    // whose column sums are added in float before they go to double
+constexpr double LIMIT = 30;                 // largest logarithm of a scaling that floats hold safely
+constexpr double EXACT_BELOW = 128;          // as in ops/transport_problem.py, also the next
 constexpr double PRECISE_BELOW = 1e12;
 constexpr long NEWTON_COLUMNS = 128;
-constexpr long CHUNK = 8;            // tiles that the Hessian goes through at once
+constexpr long CHUNK = 8;  // tiles that the Hessian goes through at once
 constexpr float TINY = std::numeric_limits<float>::min();
 constexpr float EPS = std::numeric_limits<float>::epsilon();
 constexpr float DEAD = -1e30f;  // exponent of an entry whose row or column is empty
@@ -115,8 +115,7 @@ struct Side {
         double sum = 0;
         if (rho == 0) return 0;
         for (long i = 0; i < count; ++i)
-            if (live(i))
-                sum += mass[i] * (std::isinf(rho) ? potential[i] : -rho * expm1_of(-potential[i] / rho));
+            if (live(i)) sum += mass[i] * (std::isinf(rho) ? potential[i] : -rho * expm1_of(-potential[i] / rho));
         return sum;
     }
 };
@@ -136,9 +135,8 @@ class Solver {
     double error = INF;
 
     // Returns the iterations done; `error` is the largest change that the next update would make.
-    long solve(const float *cost, const float *mass_a, const float *mass_b, long num_rows, long num_columns,
-               double reg, double rho_a, double rho_b, const Options &options, float scale, float *plan, double *f,
-               double *g) {
+    long solve(const float *cost, const float *mass_a, const float *mass_b, long num_rows, long num_columns, double reg,
+               double rho_a, double rho_b, const Options &options, float scale, float *plan, double *f, double *g) {
         load_problem(cost, mass_a, mass_b, num_rows, num_columns, reg, rho_a, rho_b);
         start();
         long iteration = 0;
@@ -169,12 +167,12 @@ class Solver {
     long columns = 0;                     // that have mass; the others are left out
     std::vector<long> places;             // of these columns in the problem
     size_t capacity = 0;
-    std::unique_ptr<T[]> exponents;   // of the kernel without potentials
-    std::unique_ptr<float[]> kernel;  // with those that are absorbed
-    std::vector<float> lanes;     // for each column, eight partial sums
-    std::vector<V> peaks;         // likewise
-    std::vector<float> masses;    // of the columns
-    std::vector<float> row_mass;  // of the plan that `dual` found
+    std::unique_ptr<T[]> exponents;        // of the kernel without potentials
+    std::unique_ptr<float[]> kernel;       // with those that are absorbed
+    std::vector<float> lanes;              // for each column, eight partial sums
+    std::vector<V> peaks;                  // likewise
+    std::vector<float> masses;             // of the columns
+    std::vector<float> row_mass;           // of the plan that `dual` found
     std::vector<float> weights, weighted;  // what rows, and a column's entries, count in the Hessian
     std::vector<double> column_sums, hessian, gradient, new_f, new_g;
     Side a, b;
@@ -233,7 +231,8 @@ class Solver {
         error = INF;
     }
 
-    // How many of `count` columns from the j-th on lie side by side in the problem; 0 where it has not eight from there.
+    // How many of `count` columns from the j-th on lie side by side in the problem; 0 where it has not eight from
+    // there.
     long neighbours(long j, long count) const {
         if (places[j] + 8 > width) return 0;
         long number = 1;
@@ -607,8 +606,7 @@ class Solver {
         if (std::isinf(a.rho) && std::isinf(b.rho))
             for (long j = 0; j < n; ++j)
                 for (long k = j; k < n; ++k) hessian[j * n + k] += column_sums[j] * (column_sums[k] / total);
-        for (long j = 0; j < n; ++j)
-            hessian[j * n + j] += b.live(j) ? curvature[j] * (1 + EPS) + EPS * 1e-3 * most : 1;
+        for (long j = 0; j < n; ++j) hessian[j * n + j] += b.live(j) ? curvature[j] * (1 + EPS) + EPS * 1e-3 * most : 1;
         std::vector<double> solution = gradient;
         const bool solved = eliminate(hessian, solution, n);
         for (long j = 0; j < n; ++j) gradient[j] = solved ? solution[j] : gradient[j] / curvature[j];
@@ -692,13 +690,13 @@ extern "C" int64_t uotod_sources() { return UOTOD_SOURCES; }
 
 // Solve `batch` problems of `rows` x `columns`; rho: weight of a side's penalty in units of reg, inf for a constraint;
 // relative: whether reg is in units of a problem's largest absolute cost.
-// Returns 0; 1 where a problem is none (NaN, infinite or negative where that may not be, costs too large beside reg);
-// -1 where memory ran out.
-extern "C" int uotod_sinkhorn(const float *cost, const float *a, const float *b, const double *reg,
-                              const double *rho_a, const double *rho_b, int64_t relative, int64_t batch, int64_t rows,
-                              int64_t columns, int64_t num_iter, int64_t check_every, int64_t newton_after, double tol,
-                              double absorb_above, const float *scale, float *plan, double *f,
-                              double *g, int64_t *done, double *error, int threads) {
+// Returns 0; 1 if a problem is not valid (NaN, infinite, negative where not allowed, costs too large beside reg); -1 if
+// memory ran out.
+extern "C" int uotod_sinkhorn(const float *cost, const float *a, const float *b, const double *reg, const double *rho_a,
+                              const double *rho_b, int64_t relative, int64_t batch, int64_t rows, int64_t columns,
+                              int64_t num_iter, int64_t check_every, int64_t newton_after, double tol,
+                              double absorb_above, const float *scale, float *plan, double *f, double *g, int64_t *done,
+                              double *error, int threads) {
     const Options options{(long)num_iter, (long)check_every, (long)newton_after, tol, absorb_above};
     int failed = 0, unfit = 0;
 #pragma omp parallel num_threads(threads) reduction(| : failed, unfit)

@@ -106,7 +106,7 @@ extern "C" int uotod_softmax_rows_gradient(const float *scores, int64_t rows, in
 
 // Distribution Focal Loss of logits (rows, bins) towards target (rows), and the logarithm of the sum of exponentials.
 extern "C" int uotod_distribution_rows(const float *logits, const float *target, int64_t rows, int64_t bins,
-                                         float *losses, LogSum *log_sums, int threads) {
+                                       float *losses, LogSum *log_sums, int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t row = 0; row < rows; ++row) {
         const float *x = logits + row * bins;
@@ -120,8 +120,8 @@ extern "C" int uotod_distribution_rows(const float *logits, const float *target,
 
 // Its gradient, scaled by grad[i * stride] in row i.
 extern "C" int uotod_distribution_rows_gradient(const float *logits, const float *target, int64_t rows, int64_t bins,
-                                           const LogSum *log_sums, const float *grad, int64_t stride, float *gradient,
-                                           int threads) {
+                                                const LogSum *log_sums, const float *grad, int64_t stride,
+                                                float *gradient, int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t row = 0; row < rows; ++row) {
         const Bins at(target[row], bins);

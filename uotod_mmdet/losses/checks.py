@@ -6,7 +6,7 @@ together at the end, on a GPU without waiting for it (see ops/deferred.py). Deta
 
 import numbers
 from collections.abc import Callable, Mapping
-from typing import Any, Optional, Union
+from typing import Optional, Union
 
 import torch
 from mmdet.models.losses.utils import weight_reduce_loss

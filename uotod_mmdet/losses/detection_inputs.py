@@ -1,4 +1,4 @@
-"""What DetectionLoss is given, checked: predictions, targets, anchors."""
+"""Checks of the inputs of DetectionLoss: predictions, targets, anchors."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -63,7 +63,7 @@ def read_targets(target: Any, logits: Tensor, boxes: Tensor, bg_class_position: 
     if torch.stack([wrong_label, upside_down, mostly_upside_down, not_finite, beyond, gts_beyond]).any():
         if not_finite:
             bad = int((~logits.isfinite()).sum())
-            if bad:  # not where only the sum of finite entries overflows
+            if bad:  # false if only the sum of finite entries overflows
                 raise ValueError(
                     f'{NAME}: pred_logits holds {bad} NaN or infinite of {logits.numel()} entries. Usual causes: '
                     'training has diverged (lower the learning rate, or clip gradients), or fp16 overflow.'

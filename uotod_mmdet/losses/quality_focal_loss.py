@@ -88,7 +88,7 @@ def quality_focal_loss(
 
     soft = wanted.to(x.dtype) if isinstance(wanted, Tensor) else _soft_target(x, *wanted)
     if soft.requires_grad and isinstance(wanted, Tensor):
-        # mmdet has no gradient by a dense target that is 0, nor have the blocks
+        # as in mmdet and in blocks, a dense target of 0 has no gradient
         soft = torch.where(soft > 0, soft, 0)
     if activated:
         # Nor may targets be illegal: the last fault is theirs; rounding errors are clamped.

@@ -99,9 +99,9 @@ def classification_losses(
         labels: Class of each pair's ground truth, a column of ``scores``, (K,).
         background_label: Label of the background, a column of ``scores`` or C.
         pairs: The plan.
-        quality: Gives the quality (IoU) of each pair, (K,). None: the loss reads none.
-        num_negatives: Hard negative mining: how many predictions of each image, those of the largest weighted
-            background loss, keep that loss, (B,). Not for losses of qualities. None: all do.
+        quality: Gives the quality (IoU) of each pair, (K,). None: the loss reads no quality.
+        num_negatives: Hard negative mining: number of predictions of each image that keep their background loss, those
+            with the largest weighted one, (B,). Not for losses that read qualities. None: all predictions.
 
     Returns:
         (B * N,), ``loss_weight`` of the loss included.
