@@ -35,8 +35,8 @@ def assign(cost: Tensor, row_mask: Optional[Tensor], column_mask: Optional[Tenso
         if KERNEL(cost=cost, row_mask=row_mask, column_mask=column_mask, columns=chosen):
             raise ValueError('cost holds NaN or infinite entries')
         return chosen
-    host_cost = cost.cpu().resolve_neg()
-    host_cost = (host_cost.float() if cost.dtype in (torch.float16, torch.bfloat16) else host_cost).numpy()
+    on_host = cost.cpu().resolve_neg()
+    host_cost = (on_host.float() if cost.dtype in (torch.float16, torch.bfloat16) else on_host).numpy()
     sides = _places(row_mask, batch), _places(column_mask, batch)
     matching = np.full((batch, rows), -1)
     for places, problem, real_rows, real_columns in zip(matching, host_cost, *sides):

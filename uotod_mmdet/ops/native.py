@@ -120,7 +120,9 @@ class Kernel:
             elif name in sizes or not name.endswith('.stride'):
                 converted.append(c_int64(sizes.get(name, 0)))
             else:
-                converted.append(c_int64(_distance(arguments[name.partition('.')[0]])))
+                distance = _distance(arguments[name.partition('.')[0]])
+                assert distance is not None  # rows of no one distance are a misfit
+                converted.append(c_int64(distance))
         result = getattr(library, self.name)(*converted, ctypes.c_int(torch.get_num_threads()))
         if result == -1:
             raise MemoryError(f'{self.name}: not enough memory')

@@ -65,11 +65,11 @@ def list_pairs(plan: Tensor, min_weight: float, few: bool) -> ListedPairs:
 
 
 def _list_compiled(plan: Tensor, min_weight: float) -> ListedPairs:
-    given = dict(plan=plan, min_weight=float(min_weight))
-    given['counts'] = torch.empty(torch.get_num_threads(), dtype=torch.long)
+    counts = torch.empty(torch.get_num_threads(), dtype=torch.long)
+    given = dict(plan=plan, min_weight=float(min_weight), counts=counts)
     names = 'rows', 'gts', 'images', 'weights', 'background'
     EXPAND_KERNEL(**given, fill=0, **dict.fromkeys(names))
-    count = int(given['counts'].sum())
+    count = int(counts.sum())
     rows, gts, images = (torch.empty(count, dtype=torch.long) for _ in range(3))
     filled = rows, gts, images, plan.new_empty(count), plan.new_empty(plan[:, :, 0].numel())
     EXPAND_KERNEL(**given, fill=1, **dict(zip(names, filled)))

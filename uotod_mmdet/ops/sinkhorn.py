@@ -1,6 +1,7 @@
 """Entropic optimal transport: the iteration as an op. The method is explained in :mod:`uotod_mmdet.ot.sinkhorn`."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -82,13 +83,15 @@ def sinkhorn_op(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """:func:`sinkhorn` without gradient."""
     problem = dict(cost=cost, a=a, b=b, reg=reg, rho_a=rho_a, rho_b=rho_b, scale=scale)
-    options = dict(num_iter=num_iter, check_every=check_every, newton_after=newton_after, tol=tol)
-    options.update(absorb_above=absorb_above, relative=relative)
+    options = dict(num_iter=num_iter, check_every=check_every, newton_after=newton_after, relative=relative)
     if KERNEL.takes(**problem):
-        outputs = dict(zip(('plan', 'f', 'g', 'done', 'error'), empty_outputs(cost)))
-        if KERNEL(**problem, **options, **outputs) == 0:
-            return tuple(outputs.values())
-    return sinkhorn_reference(**problem, **options)
+        outputs = empty_outputs(cost)
+        named = dict(zip(('plan', 'f', 'g', 'done', 'error'), outputs))
+        if KERNEL(**problem, **options, tol=tol, absorb_above=absorb_above, **named) == 0:
+            return outputs
+    return sinkhorn_reference(
+        cost, a, b, reg, rho_a, rho_b, scale, relative, num_iter, check_every, newton_after, tol, absorb_above
+    )
 
 
 def empty_outputs(cost: Tensor, *arguments: object) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -143,7 +146,8 @@ def sinkhorn_reference(
             state = None
         state = problem.scaling(f, g) if state is None else state
         state, changes, scalings = state.steps(problem, steps if read else max(steps - 1, 1))
-        new, held = state.potentials(), scalings < limit  # False where NaN, too
+        new: Sequence[Tensor] = state.potentials()
+        held = scalings < limit  # False where NaN, too
         if read:
             absorb = not (scalings < absorb_above).all()
             if not held.all():
@@ -157,8 +161,8 @@ def sinkhorn_reference(
     if first < num_iter and not (read and (error <= tol).all()):
         steps = num_iter - first if read else min(num_iter - first, NEWTON_STEPS_UNREAD)
         before = error <= tol  # what has converged must not depend on its neighbours in the batch
-        *new, more, new_error = newton(problem, g, steps, tol, read)
-        plan, f, g, error = choose(before, (plan, f, g, error), (*new, new_error))
+        new_plan, new_f, new_g, more, new_error = newton(problem, g, steps, tol, read)
+        plan, f, g, error = choose(before, (plan, f, g, error), (new_plan, new_f, new_g, new_error))
         done = torch.where(before, done, done + more)
     return plan * scale[:, None, None], f, g, done, error
 
