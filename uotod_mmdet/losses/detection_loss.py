@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from uotod_mmdet.arguments import number, switch
 from uotod_mmdet.assigners import batch_matcher
 from uotod_mmdet.costs import as_labels, make_batch, pad
+from uotod_mmdet.ops import is_traced
 from uotod_mmdet.plan import (
     MIN_WEIGHT,
     Pairs,
@@ -216,7 +217,11 @@ class DetectionLoss(nn.Module):
             predictions = dict(scores=logits.detach(), bboxes=boxes.detach())
             if anchors is not None:
                 predictions['priors'] = self._anchors(anchors, boxes)
-            gts = [InstanceData(labels=label[m], bboxes=box[m]) for label, box, m in zip(labels, gt_boxes, mask)]
+            if is_traced():  # how many are real is unknown then; boxes without area take no part
+                labels, gt_boxes = torch.where(mask, labels, 0), torch.where(mask[:, :, None], gt_boxes, 0)
+                gts = [InstanceData(labels=label, bboxes=box) for label, box in zip(labels, gt_boxes)]
+            else:
+                gts = [InstanceData(labels=label[m], bboxes=box[m]) for label, box, m in zip(labels, gt_boxes, mask)]
             metas = [dict(img_shape=(1, 1))] * len(gts) if img_metas is None else img_metas
             batch = make_batch(predictions, gts, metas, self.matcher.box_source, score_format='logits')
             matching = self.matcher.match_batch(batch)
@@ -373,7 +378,8 @@ class DetectionLoss(nn.Module):
         not_finite = ~logits.detach().sum().isfinite()
         beyond = beyond_limit(boxes)
         gts_beyond = (~(gt_boxes.abs() <= box_limit(gt_boxes.dtype)).all(-1) & mask).any()
-        if torch.stack([wrong_label, upside_down, mostly_upside_down, not_finite, beyond, gts_beyond]).any():
+        faults = torch.stack([wrong_label, upside_down, mostly_upside_down, not_finite, beyond, gts_beyond]).any()
+        if not is_traced() and faults:
             if not_finite:
                 bad = int((~logits.isfinite()).sum())
                 if bad:  # not where only the sum of finite entries overflows

@@ -68,11 +68,11 @@ def distribution_focal_loss(
     logits = full_precision(pred)
     left = target.detach().nan_to_num(0).clamp(0, reg_max).long()
     share = target.to(logits.dtype) - left
-    rows = torch.arange(len(logits), device=logits.device)[:, None].expand(-1, 2).flatten()
+    rows = torch.arange(logits.size(0), device=logits.device)[:, None].expand(-1, 2).flatten()
     labels = torch.stack([left, (left + 1).clamp(max=reg_max)], 1).flatten()
     # Cross-entropy with the two bins beside the target.
     loss = softmax_rows(
-        logits, 0, logits.new_zeros(len(logits)), rows, labels, torch.stack([1 - share, share], 1).flatten()
+        logits, 0, torch.zeros_like(logits[:, 0]), rows, labels, torch.stack([1 - share, share], 1).flatten()
     )
     return reduce_and_check(NAME, loss, pred, weight, reduction, avg_factor, faults)
 

@@ -8,7 +8,7 @@ from . import deferred
 from .deferred import is_traced
 
 ALL = 1 << 20
-"""Entries up to which all are listed on a GPU where that is allowed."""
+"""Entries up to which all may be listed."""
 
 
 def list_nonzero(kept: Tensor, plan: Tensor, few: bool) -> tuple[Tensor, Tensor]:
@@ -17,14 +17,15 @@ def list_nonzero(kept: Tensor, plan: Tensor, few: bool) -> tuple[Tensor, Tensor]
     Args:
         kept: (B, N, M + 1), bool, False in the last column.
         plan: (B, N, M + 1).
-        few: Whether all entries but those of the last column may not be listed instead, where finding the kept ones
-            would make the host wait.
+        few: Whether only kept entries may be listed. Otherwise all but those of the last column are listed where
+            finding the kept ones would make the host wait. Traced code has no number that depends on values, so that
+            all are listed there in any case.
 
     Returns:
         Places (K,), ascending, and the plan, 0 at listed entries that are not kept.
     """
     columns = kept.size(2)
-    if not few and plan.numel() <= ALL and not (deferred.host_may_wait(plan) and not is_traced()):
+    if (not few or is_traced()) and plan.numel() <= ALL and not deferred.host_may_wait(plan):
         plan = torch.cat([torch.where(kept, plan, 0)[:, :, :-1], plan[:, :, -1:]], dim=2)
         index = torch.arange(kept.numel() // columns * (columns - 1), device=kept.device)
         return index + index.div(max(columns - 1, 1), rounding_mode='floor'), plan
