@@ -104,6 +104,8 @@ def _backward(ctx: Any, grad: Tensor, _: Any) -> tuple:
     return softmax_rows_gradient_op(scores, ctx.label, *others, grad.resolve_neg()), None, None, None, None, None
 
 
-register_fake(softmax_rows_op, lambda scores, *_: (scores.new_empty(scores.shape[0]), scores.new_empty(scores.shape[0], 2)))
+register_fake(
+    softmax_rows_op, lambda scores, *_: (scores.new_empty(scores.shape[0]), scores.new_empty(scores.shape[0], 2))
+)
 register_fake(softmax_rows_gradient_op, lambda scores, *_: torch.empty_like(scores))
 register_autograd(softmax_rows_op, _backward, _save)
