@@ -9,6 +9,7 @@ from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
 from uotod_mmdet.costs import as_labels, pad
+from uotod_mmdet.ops import is_traced
 from uotod_mmdet.plan import check_class_weight
 
 from .checks import beyond_limit, box_limit, check_tensor, explain_boxes, full_precision
@@ -60,7 +61,8 @@ def read_targets(target: Any, logits: Tensor, boxes: Tensor, bg_class_position: 
     not_finite = ~logits.detach().sum().isfinite()
     beyond = beyond_limit(boxes)
     gts_beyond = (~(gt_boxes.abs() <= box_limit(gt_boxes.dtype)).all(-1) & mask).any()
-    if torch.stack([wrong_label, upside_down, mostly_upside_down, not_finite, beyond, gts_beyond]).any():
+    faults = torch.stack([wrong_label, upside_down, mostly_upside_down, not_finite, beyond, gts_beyond]).any()
+    if not is_traced() and faults:
         if not_finite:
             bad = int((~logits.isfinite()).sum())
             if bad:  # false if only the sum of finite entries overflows

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from uotod_mmdet.arguments import number, switch
 from uotod_mmdet.assigners import batch_matcher
 from uotod_mmdet.costs import make_batch
+from uotod_mmdet.ops import is_traced
 from uotod_mmdet.plan import (
     MIN_WEIGHT,
     Pairs,
@@ -212,7 +213,11 @@ class DetectionLoss(nn.Module):
             predictions = dict(scores=logits.detach(), bboxes=boxes.detach())
             if anchors is not None:
                 predictions['priors'] = read_anchors(anchors, boxes)
-            gts = [InstanceData(labels=label[m], bboxes=box[m]) for label, box, m in zip(labels, gt_boxes, mask)]
+            if is_traced():  # how many are real is unknown then; boxes without area take no part
+                labels, gt_boxes = torch.where(mask, labels, 0), torch.where(mask[:, :, None], gt_boxes, 0)
+                gts = [InstanceData(labels=label, bboxes=box) for label, box in zip(labels, gt_boxes)]
+            else:
+                gts = [InstanceData(labels=label[m], bboxes=box[m]) for label, box, m in zip(labels, gt_boxes, mask)]
             metas = [dict(img_shape=(1, 1))] * len(gts) if img_metas is None else img_metas
             batch = make_batch(predictions, gts, metas, self.matcher.box_source, score_format='logits')
             matching = self.matcher.match_batch(batch)

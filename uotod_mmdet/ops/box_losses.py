@@ -6,6 +6,7 @@ import torch
 from mmdet.structures.bbox import bbox_cxcywh_to_xyxy, bbox_xyxy_to_cxcywh
 from torch import Tensor
 
+from .deferred import is_transformed
 from .giou import giou_and_slopes, giou_losses
 from .native import Kernel
 from .registration import op, register_autograd, register_fake
@@ -48,7 +49,8 @@ def gathered_box_losses(
         (K,).
     """
     eps = -1.0 if eps is None else float(eps)
-    if torch.is_grad_enabled() and (weights.requires_grad or truths.requires_grad):
+    learnt = torch.is_grad_enabled() and (weights.requires_grad or truths.requires_grad)
+    if learnt or is_transformed():
         return _reference(preds, truths, sizes, rows, gts, images, weights, float(scale), eps)
     return box_losses_op(preds, truths, sizes, rows, gts, images, weights, float(scale), eps)
 

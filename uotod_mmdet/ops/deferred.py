@@ -8,13 +8,21 @@ from torch import Tensor
 
 
 def host_may_wait(tensor: Tensor) -> bool:
-    """Whether the host may read values of the tensor; on a GPU it would wait for all work that is queued there."""
-    return not tensor.is_cuda
+    """Whether the host may read values of the tensor.
+
+    On a GPU it would wait for all work that is queued there; while code is traced there are no values.
+    """
+    return not tensor.is_cuda and not is_traced()
 
 
 def is_traced() -> bool:
-    """Whether torch.compile traces the code or a transform of torch.func runs it."""
-    return torch.compiler.is_compiling() or _transforms_active()
+    """Whether torch.compile or torch.export traces the code or a transform of torch.func runs it."""
+    return torch.compiler.is_compiling() or is_transformed()
+
+
+def is_transformed() -> bool:
+    """Whether a transform of torch.func (vmap, grad, jvp...) runs the code: it takes torch's own operations only."""
+    return _transforms_active()
 
 
 _transforms_active = getattr(torch._C, '_are_functorch_transforms_active', lambda: False)

@@ -13,7 +13,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import deferred
-from .deferred import is_traced
 from .native import Kernel
 from .registration import op, register_autograd, register_fake
 
@@ -34,7 +33,7 @@ def softplus(x: Tensor) -> Tensor:
 
 def pays_in_blocks(logits: Tensor) -> bool:
     """Whether :func:`focal_rows` is the faster way: not on a GPU, for which blocks are too small, nor when traced."""
-    return deferred.host_may_wait(logits) and not is_traced()
+    return deferred.host_may_wait(logits)
 
 
 def focal_rows(
@@ -115,7 +114,7 @@ def _outputs_like(
     entry_slopes: Optional[Tensor],
 ) -> tuple[Tensor, Tensor]:
     shape = (0,) if entry_slopes is None else logits.shape
-    return logits.new_empty(len(logits)), logits.new_empty(shape)
+    return logits.new_empty(logits.shape[0]), logits.new_empty(shape)
 
 
 def _save(ctx: Any, inputs: tuple, output: tuple) -> None:

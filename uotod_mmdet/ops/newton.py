@@ -66,14 +66,15 @@ def newton(
 def semi_dual(problem: Problem, g: Tensor) -> SemiDual:
     """The best f for g, and what follows from it."""
     log_plan = problem.log_kernel + g[:, None, :]
-    peak = log_plan.amax(2).clamp(min=-1e300)
+    peak = log_plan.detach().amax(2).clamp(min=-1e300)
     plan = log_plan.sub_(peak[:, :, None]).to(problem.dtype).exp_()
     total = plan.sum(2).double()
     log_sums = peak + total.log()
     empty = problem.log_a.isneginf()
     f = problem.new_f(-log_sums).masked_fill(empty, -torch.inf)
     rows = (f + log_sums).exp().masked_fill(empty, 0)
-    plan *= (rows / total).nan_to_num(0).to(problem.dtype)[:, :, None]
+    # Not in place, as exp keeps its result for the gradient.
+    plan = plan * (rows / total).nan_to_num(0).to(problem.dtype)[:, :, None]
     rewards = _reward(f, problem.log_a, problem.rho_a) + _reward(g, problem.log_b, problem.rho_b)
     # The sum of a column that all rows avoid may underflow: this upper bound makes its updates too small.
     sums = plan.sum(1).double().clamp(min=torch.finfo(problem.dtype).tiny)

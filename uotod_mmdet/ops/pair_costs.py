@@ -8,7 +8,6 @@ from mmdet.structures.bbox import bbox_xyxy_to_cxcywh
 from torch import Tensor
 
 from . import deferred
-from .deferred import is_traced
 from .native import Kernel
 from .overlaps import pairwise_overlaps
 from .registration import op, register_fake
@@ -175,7 +174,7 @@ def _of_gt_class(values: Tensor, labels: Tensor) -> Tensor:
 
 def mask_pairs(cost: Tensor, gt_mask: Tensor, pred_mask: Optional[Tensor]) -> Tensor:
     """Cost (B, N, M) with 0 where ``gt_mask`` (B, M) or ``pred_mask`` (B, N) is False, even for NaN."""
-    if deferred.host_may_wait(cost) and not is_traced() and gt_mask.all() and (pred_mask is None or pred_mask.all()):
+    if deferred.host_may_wait(cost) and gt_mask.all() and (pred_mask is None or pred_mask.all()):
         return cost  # a look at the masks is cheaper than a pass over the cost; on a GPU the host would wait
     real = gt_mask[:, None] if pred_mask is None else gt_mask[:, None] & pred_mask[:, :, None]
     return torch.where(real, cost, 0)

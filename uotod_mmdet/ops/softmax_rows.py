@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .deferred import is_transformed
 from .native import Kernel
 from .registration import op, register_autograd, register_fake
 
@@ -38,7 +39,8 @@ def softmax_rows(
         (N,).
     """
     label_weight, weights = label_weight.to(scores.dtype), weights.to(scores.dtype)
-    if torch.is_grad_enabled() and (label_weight.requires_grad or weights.requires_grad):
+    learnt = torch.is_grad_enabled() and (label_weight.requires_grad or weights.requires_grad)
+    if learnt or is_transformed():
         return _reference(scores, label, label_weight, rows, labels, weights)[0]
     return softmax_rows_op(scores, label, label_weight, rows, labels, weights)[0]
 
@@ -102,6 +104,8 @@ def _backward(ctx: Any, grad: Tensor, _: Any) -> tuple:
     return softmax_rows_gradient_op(scores, ctx.label, *others, grad.resolve_neg()), None, None, None, None, None
 
 
-register_fake(softmax_rows_op, lambda scores, *_: (scores.new_empty(len(scores)), scores.new_empty(len(scores), 2)))
+register_fake(
+    softmax_rows_op, lambda scores, *_: (scores.new_empty(scores.shape[0]), scores.new_empty(scores.shape[0], 2))
+)
 register_fake(softmax_rows_gradient_op, lambda scores, *_: torch.empty_like(scores))
 register_autograd(softmax_rows_op, _backward, _save)

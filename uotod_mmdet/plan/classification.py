@@ -134,6 +134,8 @@ def _no_quality() -> Tensor:
 def mean_quality(rows: Rows, mass: Tensor) -> Tensor:
     """Soft target of each class: the plan's mean of the qualities of its pairs, (B * N, C)."""
     scores, pairs = rows.scores, rows.pairs
+    # Pairs of a prediction that is ignored may be listed, with weight 0.
+    mass = torch.where(mass > 0, mass, 1)
     values = (rows.quality() * pairs.weight / mass[pairs.rows]).to(scores.dtype)
     return torch.zeros_like(scores).index_put_((pairs.rows, rows.labels), values, accumulate=True).clamp_(max=1)
 
