@@ -9,7 +9,7 @@ import torch
 from mmengine.logging import print_log
 from torch import Tensor
 
-from uotod_mmdet.ops import ListedPairs, act_if, sums_of_plan
+from uotod_mmdet.ops import ListedPairs, act_if, is_traced, sums_of_plan
 
 from .pairs import Pairs
 
@@ -32,7 +32,7 @@ def plan_statistics(
         give more to ground truths than to the background; ``sinkhorn_iters``: mean iterations, where there are any.
     """
     images, gts = max(pairs.num_images, 1), gt_mask.sum().clamp(min=1)
-    if assigner is not None:
+    if assigner is not None and not is_traced():
         _warn_if_too_soft(pairs, gts, assigner)
     sums = sums_of_plan(ListedPairs(*pairs[:5]), gt_mask)
     if sums is not None:
