@@ -9,6 +9,7 @@ from mmdet.registry import TASK_UTILS
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
+from uotod_mmdet.assigners.matching import Matching
 from uotod_mmdet.costs import make_batch
 
 DETR_COSTS = [
@@ -28,10 +29,11 @@ def matching(args: argparse.Namespace) -> None:
     def one_by_one() -> list[Tensor]:
         return [mmdets.assign(p, t, img_meta=m).gt_inds for p, t, m in zip(predictions, truths, metas)]
 
-    def batched() -> tuple[Tensor, Tensor]:
+    def batched() -> Matching:
         return own.match_batch(make_batch(stacked, truths, metas))
 
-    cost, plans = batched()
+    plans, cost, _ = batched()
+    assert cost is not None
     for gt_inds, plan in zip(one_by_one(), plans):
         matched, gts = plan[:, :-1].max(1)
         assert torch.equal(gt_inds, torch.where(matched > 0, gts + 1, 0))

@@ -118,6 +118,7 @@ def _outputs_like(
 
 
 def _save(ctx: Any, inputs: tuple, output: tuple) -> None:
+    ctx.set_materialize_grads(False)  # none of (N, C) zeros for the gradient, which nobody differentiates
     ctx.save_for_backward(output[1])
 
 
