@@ -16,6 +16,7 @@ from scipy.optimize import linear_sum_assignment
 from uotod_mmdet.costs import batch_cost, costs_and_background, make_batch
 from uotod_mmdet.losses import DistributionFocalLoss
 from uotod_mmdet.ops import native
+from uotod_mmdet.ops.assignment import KERNEL as ASSIGN
 from uotod_mmdet.ops.box_losses import KERNEL as BOX_LOSSES
 from uotod_mmdet.ops.focal_rows import KERNEL as FOCAL_ROWS
 from uotod_mmdet.ops.pair_costs import KERNEL as PAIR_COSTS
@@ -365,11 +366,11 @@ def test_sizes_of_the_same_name_must_agree():
 @compiled
 def test_rows_may_lie_apart_but_not_overlap_or_lie_irregularly():
     whole = torch.empty(2, 3, 6)
-    assert PAIR_COSTS.takes(cost=whole[:, :, :-1])
-    assert not PAIR_COSTS.takes(cost=whole[:, :2, :-1])  # the images lie farther apart than their rows say
-    assert not PAIR_COSTS.takes(cost=whole[:, :, ::2])
-    assert not PAIR_COSTS.takes(cost=torch.empty(2, 1, 5).expand(2, 3, 5))
-    assert not PAIR_COSTS.takes(cost=whole.transpose(0, 1))
+    assert ASSIGN.takes(cost=whole[:, :, :-1])
+    assert not ASSIGN.takes(cost=whole[:, :2, :-1])  # the images lie farther apart than their rows say
+    assert not ASSIGN.takes(cost=whole[:, :, ::2])
+    assert not ASSIGN.takes(cost=torch.empty(2, 1, 5).expand(2, 3, 5))
+    assert not ASSIGN.takes(cost=whole.transpose(0, 1))
 
 
 @compiled
@@ -416,7 +417,7 @@ def test_indices_of_every_other_kernel_are_checked_too():
         PAIR_COSTS(
             terms=torch.tensor([[5.0, 1, 0, 0, 0, 0]]).double(), boxes=None, gt_boxes=None, scores=torch.ones(1, 3, 4),
             labels=torch.tensor([[0, 4]]), sizes=None, given=None, gt_mask=torch.ones(1, 2, dtype=torch.bool),
-            pred_mask=None, cost=torch.empty(1, 3, 2),
+            pred_mask=None, background=0.0, cost=torch.empty(1, 3, 3),
         )  # fmt: skip
 
 

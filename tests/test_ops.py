@@ -7,6 +7,7 @@ import torch
 from mmengine.structures import InstanceData
 from test_heads import plan_config
 from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from uotod_mmdet import ot
 from uotod_mmdet.ops import native
@@ -110,7 +111,31 @@ def test_ops_are_as_torch_library_asks(case, way, monkeypatch):
     if way == 'without compiled part':
         monkeypatch.setattr(native, 'library', None)
     op, inputs = CASES[case]
-    torch.library.opcheck(op, inputs(torch.float64 if way == 'float64' else torch.float32))
+    torch.library.opcheck(op.registered, inputs(torch.float64 if way == 'float64' else torch.float32))
+
+
+def outputs_and_gradients(call: Callable, inputs: tuple) -> list[Tensor]:
+    """Outputs, and gradients of the sum of the first one where it has any."""
+    given = [v.clone().requires_grad_(v.requires_grad) if isinstance(v, Tensor) else v for v in inputs]
+    leaves = [v for v in given if isinstance(v, Tensor) and v.requires_grad]
+    found = call(*given)
+    outputs = [found] if isinstance(found, Tensor) else list(found)
+    return outputs + list(torch.autograd.grad(outputs[0].sum(), leaves) if outputs[0].requires_grad else ())
+
+
+@pytest.mark.parametrize('case', CASES)
+def test_a_plain_call_gives_what_the_registered_op_gives(case):
+    op, make_inputs = CASES[case]
+    inputs = make_inputs(torch.float32)
+    plain, registered = outputs_and_gradients(op, inputs), outputs_and_gradients(op.registered, inputs)
+    assert len(plain) == len(registered) and all(map(torch.equal, plain, registered))
+
+
+@pytest.mark.parametrize('case', CASES)
+def test_a_graph_of_plain_tensors_holds_the_op_and_not_its_values(case):
+    op, make_inputs = CASES[case]
+    graph = make_fx(op, tracing_mode='real')(*make_inputs(torch.float32)).graph
+    assert op.registered._opoverload in [node.target for node in graph.nodes]
 
 
 def assert_same_compiled(function: Callable, *inputs: Tensor) -> None:

@@ -210,9 +210,11 @@ def _pad_ground_truths(
     if not labels:
         return torch.zeros(0, 0, dtype=torch.long), torch.zeros(0, 0, 4, dtype=dtype)
     boxes = [as_tensor(gt.get('bboxes')) for gt in gt_instances]
-    boxes = [box if not isinstance(box, Tensor) or len(box) else box.reshape(0, 4) for box in boxes]
-    if any(_shape(box)[1:] != (4,) for box in boxes):
-        return pad(labels)[0], None
+    for index, box in enumerate(boxes):
+        if not isinstance(box, Tensor) or box.dim() != 2 or box.size(1) != 4:
+            if not isinstance(box, Tensor) or box.numel() or len(box):
+                return pad(labels)[0], None
+            boxes[index] = box.reshape(0, 4)
     gt_labels, gt_bboxes = pad(labels, boxes)
     return gt_labels, gt_bboxes.to(dtype)
 

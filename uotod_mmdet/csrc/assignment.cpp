@@ -17,8 +17,10 @@ class Solver {
         of_row_.assign(rows, 0.0), of_column_.assign(columns, 0.0);
         column_.assign(rows, -1), row_.assign(columns, -1), from_.assign(columns, -1);
         distance_.resize(columns), left_.resize(columns);
-        bool finite = true;
-        for (const double value : cost) finite &= value - value == 0;
+        double zero = 0;  // NaN where a cost is not finite
+#pragma omp simd reduction(+ : zero)
+        for (size_t k = 0; k < cost.size(); ++k) zero += cost[k] - cost[k];
+        bool finite = zero == 0;
         for (long row = 0; finite && row < rows; ++row) finite = augment(row);
         if (!finite) column_.clear();
         return column_;

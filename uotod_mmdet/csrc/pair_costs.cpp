@@ -173,13 +173,15 @@ class Costs {
 
 }  // namespace
 
-// Sum the terms to `cost`, whose rows (one for each prediction) hold `gts` numbers and lie `stride` apart; 0 where a
-// mask (gt_mask (images, gts), pred_mask (images, preds) or null) is. Returns 1 if a number is not finite, else 0;
-// -1 if memory ran out, -2 if a label is not a class or an input is missing.
+// Sum the terms to `cost` (images, preds, gts + 1); 0 where a mask (gt_mask (images, gts), pred_mask (images, preds)
+// or null) is; `background` in the last column. Returns 1 if a sum is not finite, else 0; -1 if memory ran out, -2 if a
+// label is not a class, an input is missing, or `columns` is not gts + 1.
 extern "C" int uotod_pair_costs(const Term *terms, int64_t count, const float *boxes, const float *gt_boxes,
                                 const float *scores, int64_t classes, const int64_t *labels, const float *sizes,
-                                const float *given, const uint8_t *gt_mask, const uint8_t *pred_mask, int64_t images,
-                                int64_t preds, int64_t gts, float *cost, int64_t stride, int threads) try {
+                                const float *given, const uint8_t *gt_mask, const uint8_t *pred_mask, double background,
+                                int64_t images, int64_t preds, int64_t gts, int64_t columns, float *cost,
+                                int threads) try {
+    if (columns != gts + 1) return -2;
     const long width = padded(gts);
     const Inputs inputs{boxes, gt_boxes, scores, classes, labels, sizes, given};
     std::vector<Costs> costs;
@@ -214,7 +216,8 @@ extern "C" int uotod_pair_costs(const Term *terms, int64_t count, const float *b
                 fault += 0.0f * x;
             }
             bad |= !(sum8(fault) == 0);
-            std::memcpy(cost + row * stride, sum, gts * sizeof(float));
+            std::memcpy(cost + row * columns, sum, gts * sizeof(float));
+            cost[row * columns + gts] = (float)background;
         }
     }
     return bad;

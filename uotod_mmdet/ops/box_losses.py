@@ -9,7 +9,7 @@ from torch import Tensor
 from .deferred import is_transformed
 from .giou import giou_and_slopes, giou_losses
 from .native import Kernel
-from .registration import op, register_autograd, register_fake
+from .registration import Op
 
 _ARGUMENTS = (
     'preds: f32[R 4], R, truths: f32[G 4], G, sizes: f32[B 4]?, B, centred: int, pair_rows: i64[K], '
@@ -55,7 +55,7 @@ def gathered_box_losses(
     return box_losses_op(preds, truths, sizes, rows, gts, images, weights, float(scale), eps)
 
 
-@op
+@Op
 def box_losses_op(
     preds: Tensor,
     truths: Tensor,
@@ -76,7 +76,7 @@ def box_losses_op(
     return _reference(preds, truths, sizes, rows, gts, images, weights, scale, eps)
 
 
-@op
+@Op
 def box_losses_gradient_op(
     preds: Tensor,
     truths: Tensor,
@@ -140,6 +140,6 @@ def _backward(ctx: Any, grad: Tensor) -> tuple:
     return box_losses_gradient_op(*ctx.saved_tensors, ctx.scale, ctx.eps, grad.resolve_neg()), *[None] * 8
 
 
-register_fake(box_losses_op, lambda *inputs: torch.empty_like(inputs[6]))
-register_fake(box_losses_gradient_op, lambda *inputs: torch.empty_like(inputs[0]))
-register_autograd(box_losses_op, _backward, _save)
+box_losses_op.register_fake(lambda *inputs: torch.empty_like(inputs[6]))
+box_losses_gradient_op.register_fake(lambda *inputs: torch.empty_like(inputs[0]))
+box_losses_op.register_autograd(_backward, _save)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from . import deferred
 from .native import Kernel
-from .registration import op, register_autograd, register_fake
+from .registration import Op
 
 BLOCK = 1 << 18
 """Entries of a block: some copies of it fit into the second-level cache of a CPU."""
@@ -68,7 +68,7 @@ def focal_rows(
     return focal_rows_op(logits, float(gamma), row_weight, index, losses, slopes)[0]
 
 
-@op
+@Op
 def focal_rows_op(
     logits: Tensor,
     gamma: float,
@@ -122,7 +122,9 @@ def _save(ctx: Any, inputs: tuple, output: tuple) -> None:
     ctx.save_for_backward(output[1])
 
 
-def _backward(ctx: Any, grad: Tensor, _: Any) -> tuple:
+def _backward(ctx: Any, grad: Optional[Tensor], _: Any) -> tuple:
+    if grad is None:
+        return (None,) * 6
     (gradient,) = ctx.saved_tensors
     if not any(grad.stride()) and deferred.host_may_wait(grad):  # of a plain sum: one number for all rows, most often 1
         factor = grad[0].item() if len(grad) else 1.0
@@ -132,5 +134,5 @@ def _backward(ctx: Any, grad: Tensor, _: Any) -> tuple:
     return gradient, None, None, None, None, None
 
 
-register_fake(focal_rows_op, _outputs_like)
-register_autograd(focal_rows_op, _backward, _save)
+focal_rows_op.register_fake(_outputs_like)
+focal_rows_op.register_autograd(_backward, _save)

@@ -86,6 +86,7 @@ class Kernel:
                 dtype, sizes, mark = declared.groups()
                 shape = tuple(int(size) if size.isdigit() else size for size in sizes.split())
                 self.tensors[argument] = _DTYPES[dtype], shape, mark
+        self.names = {*self.tensors, *self.numbers}
 
     def takes(self, **tensors: Optional[Tensor]) -> bool:
         """Whether there is a compiled part and the tensors, some or all of its arguments, are as declared."""
@@ -102,7 +103,7 @@ class Kernel:
             IndexError: If a tensor holds an index out of range.
             MemoryError: If there is not enough memory.
         """
-        if arguments.keys() != self.tensors.keys() | self.numbers.keys():
+        if arguments.keys() != self.names:
             raise TypeError(
                 f'{self.name} takes {", ".join((*self.tensors, *self.numbers))}; got {", ".join(arguments)}'
             )
@@ -115,14 +116,12 @@ class Kernel:
             if name in self.tensors:
                 tensor = arguments[name]
                 converted.append(c_void_p(None if tensor is None else tensor.data_ptr()))
+            elif name in sizes:
+                converted.append(c_int64(sizes[name]))
             elif name in self.numbers:
                 converted.append((c_double if self.numbers[name] is float else c_int64)(arguments[name]))
-            elif name in sizes or not name.endswith('.stride'):
-                converted.append(c_int64(sizes.get(name, 0)))
-            else:
-                distance = _distance(arguments[name.partition('.')[0]])
-                assert distance is not None  # rows of no one distance are a misfit
-                converted.append(c_int64(distance))
+            else:  # the size of a tensor that is None
+                converted.append(c_int64(0))
         result = getattr(library, self.name)(*converted, ctypes.c_int(torch.get_num_threads()))
         if result == -1:
             raise MemoryError(f'{self.name}: not enough memory')
@@ -131,31 +130,39 @@ class Kernel:
         return result
 
     def _misfit(self, arguments: dict, sizes: dict) -> Optional[str]:
-        """The first argument that is not as declared; ``sizes`` gets the sizes by name."""
+        """The first argument that is not as declared; ``sizes`` gets the sizes and distances of rows by name."""
         tensors = self.tensors
         for name, value in arguments.items():
-            if name in tensors:
-                dtype, shape, mark = tensors[name]
-                if value is None and mark == '?':
-                    continue
-                kind = type(value)
-                if (
-                    (kind is not Tensor and kind is not Parameter)
-                    or value.dtype is not dtype
-                    or not value.is_cpu
-                    or value.layout is not torch.strided
-                    or value.is_neg()
-                    or not (value.is_contiguous() if mark != '~' else _distance(value) is not None)
-                ):
+            declared = tensors.get(name)
+            if declared is None:
+                if not isinstance(value, self.numbers[name]):
                     return name
-                found = value.shape
-                if len(found) != len(shape):
-                    return name
-                for size, expected in zip(found, shape):
-                    if sizes.setdefault(expected, expected if type(expected) is int else size) != size:
-                        return name
-            elif not isinstance(value, self.numbers[name]):
+                continue
+            dtype, shape, mark = declared
+            if value is None and mark == '?':
+                continue
+            kind = type(value)
+            if (
+                (kind is not Tensor and kind is not Parameter)
+                or value.dtype is not dtype
+                or not value.is_cpu
+                or value.layout is not torch.strided
+                or value.is_neg()
+            ):
                 return name
+            if mark == '~':
+                distance = _distance(value)
+                if distance is None:
+                    return name
+                sizes[f'{name}.stride'] = distance
+            elif not value.is_contiguous():
+                return name
+            found = value.shape
+            if len(found) != len(shape):
+                return name
+            for size, expected in zip(found, shape):
+                if sizes.setdefault(expected, expected if type(expected) is int else size) != size:
+                    return name
         return None
 
 

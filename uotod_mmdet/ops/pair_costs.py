@@ -10,15 +10,15 @@ from torch import Tensor
 from . import deferred
 from .native import Kernel
 from .overlaps import pairwise_overlaps
-from .registration import op, register_fake
+from .registration import Op
 
 KINDS = ('given', 'iou', 'giou', 'log_iou', 'l1', 'softmax', 'focal')  # enum Kind of csrc/pair_costs.cpp
 
 KERNEL = Kernel(
     'uotod_pair_costs',
     'terms: f64[T 6], T, boxes: f32[B N 4]?, gt_boxes: f32[B M 4]?, scores: f32[B N C]?, C, labels: i64[B M]?, '
-    'sizes: f32[B 4]?, given: f32[B N M]?, gt_mask: bool[B M], pred_mask: bool[B N]?, B, N, M, cost: f32[B N M]~, '
-    'cost.stride',
+    'sizes: f32[B 4]?, given: f32[B N M]?, gt_mask: bool[B M], pred_mask: bool[B N]?, background: float, B, N, M, '
+    'K, cost: f32[B N K]',
 )
 
 
@@ -78,7 +78,7 @@ def pair_costs(
     return pair_costs_op(kinds, numbers, *inputs, gt_mask, pred_mask, like, float(background_cost))
 
 
-@op
+@Op
 def pair_costs_op(
     kinds: Sequence[int],
     numbers: Sequence[float],
@@ -96,17 +96,18 @@ def pair_costs_op(
     """:func:`pair_costs`; ``numbers`` holds weight, eps, alpha, gamma and centred of each term."""
     inputs = PairInputs(boxes, gt_boxes, scores, labels, sizes, given)
     whole = like.new_empty(*like.shape[:2], gt_mask.size(1) + 1)
-    whole[:, :, -1] = background_cost
-    cost = whole[:, :, :-1]
     terms = [(kind, *numbers[5 * place : 5 * place + 5]) for place, kind in enumerate(kinds)]
-    arguments = dict(inputs._asdict(), gt_mask=gt_mask, pred_mask=pred_mask, cost=cost)
+    arguments = dict(inputs._asdict(), gt_mask=gt_mask, pred_mask=pred_mask, cost=whole)
     if KERNEL.takes(**arguments):
         table = torch.tensor(terms, dtype=torch.float64).view(-1, 6)
-        return whole, torch.tensor(KERNEL(terms=table, **arguments) == 0)
-    total = sum((_term(CostTerm(KINDS[int(kind)], *rest), inputs) for kind, *rest in terms), torch.zeros_like(cost))
+        return whole, torch.tensor(KERNEL(terms=table, background=background_cost, **arguments) == 0)
+    total = torch.zeros_like(whole[:, :, :-1])
+    for kind, *rest in terms:
+        total = total + _term(CostTerm(KINDS[int(kind)], *rest), inputs)
     real = gt_mask[:, None] if pred_mask is None else gt_mask[:, None] & pred_mask[:, :, None]
-    cost.copy_(torch.where(real, total, 0))
-    return whole, cost.sum().isfinite()
+    whole[:, :, :-1] = torch.where(real, total, 0)
+    whole[:, :, -1] = background_cost
+    return whole, whole[:, :, :-1].sum().isfinite()
 
 
 def _outputs_like(
@@ -127,7 +128,7 @@ def _outputs_like(
     return cost, like.new_empty((), dtype=torch.bool)
 
 
-register_fake(pair_costs_op, _outputs_like)
+pair_costs_op.register_fake(_outputs_like)
 
 
 def _term(term: CostTerm, inputs: PairInputs) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor
 from . import deferred
 from .native import Kernel
 from .newton import newton
-from .registration import op, register_fake
+from .registration import Op
 from .transport_problem import Problem, check_values, choose
 
 NEWTON_COLUMNS = 128
@@ -66,7 +66,7 @@ def sinkhorn(
     return sinkhorn_op(*arguments)
 
 
-@op
+@Op
 def sinkhorn_op(
     cost: Tensor,
     a: Tensor,
@@ -103,7 +103,7 @@ def empty_outputs(cost: Tensor, *arguments: object) -> tuple[Tensor, Tensor, Ten
     return plan, f, g, cost.new_empty(batch, dtype=torch.long), error
 
 
-register_fake(sinkhorn_op, empty_outputs)
+sinkhorn_op.register_fake(empty_outputs)
 
 
 def sinkhorn_reference(

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .deferred import is_transformed
 from .native import Kernel
-from .registration import op, register_autograd, register_fake
+from .registration import Op
 
 _ARGUMENTS = (
     'scores: f32[N C], N, C, label: int, label_weight: f32[N], rows: i64[K], labels: i64[K], weights: f32[K], K, '
@@ -45,7 +45,7 @@ def softmax_rows(
     return softmax_rows_op(scores, label, label_weight, rows, labels, weights)[0]
 
 
-@op
+@Op
 def softmax_rows_op(
     scores: Tensor, label: int, label_weight: Tensor, rows: Tensor, labels: Tensor, weights: Tensor
 ) -> tuple[Tensor, Tensor]:
@@ -70,7 +70,7 @@ def _reference(
     return losses.index_add(0, rows, torch.where(weights == 0, 0, weights * own)), torch.stack([largest, rest], 1)
 
 
-@op
+@Op
 def softmax_rows_gradient_op(
     scores: Tensor,
     label: int,
@@ -104,8 +104,8 @@ def _backward(ctx: Any, grad: Tensor, _: Any) -> tuple:
     return softmax_rows_gradient_op(scores, ctx.label, *others, grad.resolve_neg()), None, None, None, None, None
 
 
-register_fake(
-    softmax_rows_op, lambda scores, *_: (scores.new_empty(scores.shape[0]), scores.new_empty(scores.shape[0], 2))
+softmax_rows_op.register_fake(
+    lambda scores, *_: (scores.new_empty(scores.shape[0]), scores.new_empty(scores.shape[0], 2))
 )
-register_fake(softmax_rows_gradient_op, lambda scores, *_: torch.empty_like(scores))
-register_autograd(softmax_rows_op, _backward, _save)
+softmax_rows_gradient_op.register_fake(lambda scores, *_: torch.empty_like(scores))
+softmax_rows_op.register_autograd(_backward, _save)
