@@ -42,7 +42,8 @@ from scipy.optimize import linear_sum_assignment  # noqa: E402
 from torch import Tensor  # noqa: E402
 
 import uotod_mmdet  # noqa: E402
-from uotod_mmdet import costs, losses, native, ot  # noqa: E402
+from uotod_mmdet import costs, losses, ot  # noqa: E402
+from uotod_mmdet.ops import native  # noqa: E402
 from uotod_mmdet.plan import expand  # noqa: E402
 from uotod_mmdet.registry import MODELS, TASK_UTILS  # noqa: E402
 

@@ -69,6 +69,11 @@ def box_inputs(dtype, eps, sizes=True, requires_grad=True, rows=ROWS, gts=PLACES
     return preds, boxes(4, dtype=dtype), size, rows, gts, rows // 3, torch.rand(len(rows), dtype=dtype), 2.0, eps
 
 
+def wide_box_inputs(dtype):
+    given = box_inputs(dtype, -1.0)
+    return *given[:6], given[6].double(), *given[7:]
+
+
 def softmax_gradient_inputs(dtype, rows=ROWS, labels=PLACES):
     given = softmax_inputs(dtype, False, rows, labels)
     return *given, softmax_rows_op(*given)[1], torch.rand(6, dtype=dtype)
@@ -98,6 +103,7 @@ CASES = {
     'GIoU': (box_losses_op, lambda dtype: box_inputs(dtype, 1e-6)),
     'GIoU in pixels, no gradient': (box_losses_op, lambda dtype: box_inputs(dtype, 1e-6, False, False)),
     'GIoU, no pairs': (box_losses_op, lambda dtype: box_inputs(dtype, 1e-6, True, True, NONE, NONE)),
+    'L1, weights of a wider dtype': (box_losses_op, wide_box_inputs),
     'gradient of L1': (box_losses_gradient_op, lambda dtype: box_gradient_inputs(dtype, -1.0)),
     'gradient of GIoU in pixels': (box_losses_gradient_op, lambda dtype: box_gradient_inputs(dtype, 1e-6, sizes=False)),
 }

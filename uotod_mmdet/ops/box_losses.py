@@ -107,7 +107,8 @@ def box_losses_gradient_op(
         if size is not None:
             low, high = (slopes * size).split(2, dim=1)
             slopes = torch.cat([low + high, (high - low) / 2], 1)
-    return torch.zeros_like(preds).index_add_(0, rows, slopes * (scale * weights * grad)[:, None])
+    gradients = slopes * (scale * weights * grad)[:, None]  # of the widest dtype
+    return torch.zeros_like(preds).index_add_(0, rows, gradients.to(preds.dtype))
 
 
 def _reference(
@@ -131,6 +132,11 @@ def _reference(
     return scale * weights * giou_losses(pred, truth, eps)
 
 
+def _losses_like(preds: Tensor, truths: Tensor, *others: Any) -> Tensor:
+    weights = others[4]
+    return weights.new_empty(weights.shape, dtype=(preds[:0, 0] * truths[:0, 0] * weights[:0]).dtype)
+
+
 def _save(ctx: Any, inputs: tuple, output: Tensor) -> None:
     *tensors, ctx.scale, ctx.eps = inputs
     ctx.save_for_backward(*tensors)
@@ -140,6 +146,6 @@ def _backward(ctx: Any, grad: Tensor) -> tuple:
     return box_losses_gradient_op(*ctx.saved_tensors, ctx.scale, ctx.eps, grad.resolve_neg()), *[None] * 8
 
 
-box_losses_op.register_fake(lambda *inputs: torch.empty_like(inputs[6]))
+box_losses_op.register_fake(_losses_like)
 box_losses_gradient_op.register_fake(lambda *inputs: torch.empty_like(inputs[0]))
 box_losses_op.register_autograd(_backward, _save)
