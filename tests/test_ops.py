@@ -254,29 +254,63 @@ def test_the_loss_of_detr_compiles_to_one_graph(loss_cls):
     assert_same_compiled(lambda *found: head.loss_by_feat(*found, truths, metas), scores, predicted)
 
 
-@pytest.mark.parametrize('masked', [True, False])
-@pytest.mark.parametrize('loss_cls', ['CrossEntropyLoss', 'uotod_mmdet.QualityFocalLoss'])
-def test_detection_loss_compiles_to_one_graph(loss_cls, masked):
+def detection_loss(assigner: str = 'BalancedSinkhornAssigner', loss_cls: str = 'CrossEntropyLoss', **options):
+    """The loss, predictions and targets, in which what padding holds does not matter."""
     costs = [dict(type='ClassificationCost'), dict(type='IoUCost', iou_mode='giou')]
     loss = MODELS.build(
         dict(
             type='uotod_mmdet.DetectionLoss',
             loss_cls=dict(type=loss_cls),
             loss_bbox=[dict(type='L1Loss'), dict(type='GIoULoss')],
-            assigner=dict(type='uotod_mmdet.BalancedSinkhornAssigner', match_costs=costs),
+            assigner=dict(type=f'uotod_mmdet.{assigner}', match_costs=costs, **options),
             bg_class_position='last' if loss_cls == 'CrossEntropyLoss' else 'none',
         )
     )
-    target = dict(labels=torch.randint(4, (2, 3)), boxes=boxes(2, 3))
-    if masked:
-        target['mask'] = torch.tensor([[True, True, True], [False, True, False]])
-        target['boxes'][1, 0] = torch.nan  # what padding holds does not matter
-    logits, predicted = torch.randn(2, 30, 5).requires_grad_(), boxes(2, 30).requires_grad_()
+    mask = torch.tensor([[True, True, True], [False, True, False]])
+    target = dict(labels=torch.randint(4, (2, 3)), boxes=boxes(2, 3), mask=mask)
+    target['boxes'][1, 0] = torch.nan
+    return loss, dict(pred_logits=torch.randn(2, 30, 5), pred_boxes=boxes(2, 30)), target
 
-    def terms(logits, found):
-        return loss.loss_terms(dict(pred_logits=logits, pred_boxes=found), target)
 
-    assert_same_compiled(terms, logits, predicted)
+@pytest.mark.parametrize('masked', [True, False])
+@pytest.mark.parametrize('loss_cls', ['CrossEntropyLoss', 'uotod_mmdet.QualityFocalLoss'])
+def test_detection_loss_compiles_to_one_graph(loss_cls, masked):
+    loss, found, target = detection_loss(loss_cls=loss_cls)
+    if not masked:
+        target = dict(labels=target['labels'], boxes=boxes(2, 3))
+
+    def terms(*values):
+        return loss.loss_terms(dict(zip(found, values)), target)
+
+    assert_same_compiled(terms, *(values.requires_grad_() for values in found.values()))
+
+
+def test_detection_loss_is_exported():
+    loss, found, target = detection_loss()
+    exported = torch.export.export(loss, (found, target), strict=False).module()
+    torch.testing.assert_close(exported(found, target), loss(found, target))
+
+
+def test_vmap_of_detection_loss_and_of_its_gradient_gives_those_of_each():
+    loss, found, target = detection_loss(tol=1e-7, num_iter=500)  # converged, whatever the way to stop
+    several = {name: torch.stack([values, values.flip(1)]) for name, values in found.items()}
+    leaves = {name: values.clone().requires_grad_() for name, values in several.items()}
+    of_each = torch.stack([loss({name: values[i] for name, values in leaves.items()}, target) for i in range(2)])
+    values = torch.func.vmap(lambda found: loss(found, target))(several)
+    torch.testing.assert_close(values, of_each, rtol=1e-5, atol=1e-5)
+    gradient = torch.func.vmap(torch.func.grad(lambda found: loss(found, target)))(several)
+    expected = torch.autograd.grad(of_each.sum(), list(leaves.values()))
+    torch.testing.assert_close(list(gradient.values()), list(expected), rtol=1e-4, atol=1e-5)
+
+
+def test_an_exact_assignment_says_that_it_is_not_traced_and_torch_compile_goes_around_it():
+    loss, found, target = detection_loss('HungarianAssigner')
+    with pytest.raises(RuntimeError, match='solved by scipy on the host.* leave the matching out'):
+        torch.func.grad(lambda found: loss(found, target))(found)
+    with pytest.raises(RuntimeError, match='solved by scipy on the host.* leave the matching out'):
+        torch.export.export(loss, (found, target), strict=False)
+    torch._dynamo.reset()
+    torch.testing.assert_close(torch.compile(loss, backend='eager')(found, target), loss(found, target))
 
 
 @pytest.mark.parametrize('strict', [True, False])

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from .deferred import is_transformed
+
 
 def giou_losses(pred: Tensor, target: Tensor, eps: float = 1e-6) -> Tensor:
     """1 - GIoU of each pair, what mmdet's GIoULoss computes, in fewer passes.
@@ -18,6 +20,8 @@ def giou_losses(pred: Tensor, target: Tensor, eps: float = 1e-6) -> Tensor:
     Returns:
         (K,).
     """
+    if is_transformed():
+        return giou_and_slopes(pred, target, eps, with_slopes=False)[0]
     return _GIoULosses.apply(pred, target, eps)
 
 
@@ -50,7 +54,7 @@ def giou_and_slopes(
     shared = shared.clamp_(min=0)
     overlap, raw_hull = shared[0] * shared[1], hull_side[0] * hull_side[1]
     hull = raw_hull.clamp(min=eps)
-    raw_union = (side[0] * side[1]).add_(gt_side[0] * gt_side[1]).sub_(overlap)
+    raw_union = side[0] * side[1] + gt_side[0] * gt_side[1] - overlap
     union = raw_union.clamp(min=eps)
     losses = 2 - overlap / union - union / hull
     if not with_slopes:

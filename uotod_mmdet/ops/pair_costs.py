@@ -73,6 +73,8 @@ def pair_costs(
         Costs (B, N, M + 1), 0 on pairs that take no part, ``background_cost`` in the last column, and whether all are
         finite, bool, ().
     """
+    if deferred.is_transformed():
+        return _reference(terms, inputs, gt_mask, pred_mask, like, background_cost)
     kinds = [KINDS.index(term.kind) for term in terms]
     numbers = [float(number) for term in terms for number in term[1:]]
     return pair_costs_op(kinds, numbers, *inputs, gt_mask, pred_mask, like, float(background_cost))
@@ -101,13 +103,25 @@ def pair_costs_op(
     if KERNEL.takes(**arguments):
         table = torch.tensor(terms, dtype=torch.float64).view(-1, 6)
         return whole, torch.tensor(KERNEL(terms=table, background=background_cost, **arguments) == 0)
-    total = torch.zeros_like(whole[:, :, :-1])
-    for kind, *rest in terms:
-        total = total + _term(CostTerm(KINDS[int(kind)], *rest), inputs)
+    given = [CostTerm(KINDS[int(kind)], *rest) for kind, *rest in terms]
+    return _reference(summands, inputs, gt_mask, pred_mask, like, background_cost)
+
+
+def _reference(
+    terms: Sequence[CostTerm],
+    inputs: PairInputs,
+    gt_mask: Tensor,
+    pred_mask: Optional[Tensor],
+    like: Tensor,
+    background_cost: float,
+) -> tuple[Tensor, Tensor]:
+    total = like.new_zeros(*like.shape[:2], gt_mask.size(1))
+    for term in terms:
+        total = total + _term(term, inputs)
     real = gt_mask[:, None] if pred_mask is None else gt_mask[:, None] & pred_mask[:, :, None]
-    whole[:, :, :-1] = torch.where(real, total, 0)
-    whole[:, :, -1] = background_cost
-    return whole, whole[:, :, :-1].sum().isfinite()
+    cost = torch.where(real, total, 0)
+    background = like.new_full((*like.shape[:2], 1), background_cost)
+    return torch.cat([cost, background], 2), cost.sum().isfinite()
 
 
 def _outputs_like(

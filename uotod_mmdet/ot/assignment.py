@@ -5,9 +5,10 @@ from typing import Optional
 import torch
 from torch import Tensor
 
-from uotod_mmdet.ops import assign
+from uotod_mmdet.ops import assign, is_traced
 
 
+@torch.compiler.disable
 def assignment(cost: Tensor, column_mask: Optional[Tensor] = None, row_mask: Optional[Tensor] = None) -> Tensor:
     """Assign rows to columns one-to-one at the least total cost, for each problem of a batch.
 
@@ -25,12 +26,19 @@ def assignment(cost: Tensor, column_mask: Optional[Tensor] = None, row_mask: Opt
     Raises:
         TypeError: If ``cost`` or a mask is not a tensor.
         ValueError: If ``cost`` or a mask has another shape or dtype, or a real entry of ``cost`` is not finite.
+        RuntimeError: If torch.export or torch.func traces the call; torch.compile goes around the call.
     """
     for name, values in (('cost', cost), ('row_mask', row_mask), ('column_mask', column_mask)):
         if not isinstance(values, Tensor) and (values is not None or name == 'cost'):
             raise TypeError(f'{name} must be a tensor, got {type(values).__name__}')
     if cost.dim() != 3 or cost.is_complex():
         raise ValueError(f'cost must be real, of shape (B, N, M), got {cost.dtype} of shape {tuple(cost.shape)}')
+    if is_traced():
+        raise RuntimeError(
+            'an exact assignment is solved by scipy on the host, which torch.export and the transforms of torch.func '
+            'cannot trace: leave the matching out of what is traced, or take a strategy that stays on the device, such '
+            'as BalancedSinkhornAssigner'
+        )
     batch, rows, columns = cost.shape
     for name, mask, shape in (('row_mask', row_mask, (batch, rows)), ('column_mask', column_mask, (batch, columns))):
         if mask is not None and (mask.dtype != torch.bool or mask.shape != shape):
