@@ -103,7 +103,7 @@ def pair_costs_op(
     if KERNEL.takes(**arguments):
         table = torch.tensor(terms, dtype=torch.float64).view(-1, 6)
         return whole, torch.tensor(KERNEL(terms=table, background=background_cost, **arguments) == 0)
-    given = [CostTerm(KINDS[int(kind)], *rest) for kind, *rest in terms]
+    summands = [CostTerm(KINDS[int(kind)], *rest) for kind, *rest in terms]
     return _reference(summands, inputs, gt_mask, pred_mask, like, background_cost)
 
 
