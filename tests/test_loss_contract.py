@@ -7,6 +7,7 @@ import pytest
 import torch
 from mmdet.models.losses import L1Loss
 from mmdet.registry import MODELS
+from mmengine.config import Config
 from test_plan_heads import DENSE, NUM_CLASSES, dense_outputs, detr_outputs, ground_truths, head_config, total
 from torch import nn
 
@@ -172,4 +173,15 @@ def test_third_party_losses_are_judged_by_what_they_do():
 
 def test_a_loss_that_cannot_be_weighed_may_still_predict():
     config = head_config('RetinaHead', loss_cls=loss_config('GHMC'), train_cfg=None)
-    MODELS.build({**config, 'type': 'uotod_mmdet.RetinaHead'})
+    stock, ours = (MODELS.build({**config, 'type': name}).eval() for name in ('RetinaHead', 'uotod_mmdet.RetinaHead'))
+    ours.load_state_dict(stock.state_dict())
+    feats = [torch.randn(1, config['in_channels'], size, size) for size in (16, 8, 4, 2, 1)]
+    meta = dict(img_shape=(128, 128), ori_shape=(128, 128), pad_shape=(128, 128), scale_factor=(1.0, 1.0))
+    cfg = Config(
+        dict(nms_pre=100, min_bbox_size=0, score_thr=0.0, nms=dict(type='nms', iou_threshold=0.5), max_per_img=20)
+    )
+    with torch.no_grad():
+        ((expected,), (found,)) = (
+            head.predict_by_feat(*head(feats), batch_img_metas=[meta], cfg=cfg) for head in (stock, ours)
+        )
+    assert len(found) and torch.equal(found.scores, expected.scores) and torch.equal(found.bboxes, expected.bboxes)

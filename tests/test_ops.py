@@ -117,7 +117,8 @@ def test_ops_are_as_torch_library_asks(case, way, monkeypatch):
     if way == 'without compiled part':
         monkeypatch.setattr(native, 'library', None)
     op, inputs = CASES[case]
-    torch.library.opcheck(op.registered, inputs(torch.float64 if way == 'float64' else torch.float32))
+    found = torch.library.opcheck(op.registered, inputs(torch.float64 if way == 'float64' else torch.float32))
+    assert found and set(found.values()) == {'SUCCESS'}
 
 
 def outputs_and_gradients(call: Callable, inputs: tuple) -> list[Tensor]:
