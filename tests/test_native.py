@@ -357,20 +357,20 @@ def test_a_kernel_refuses_what_is_not_as_declared(wrong):
 @compiled
 def test_sizes_of_the_same_name_must_agree():
     mask = dict(gt_mask=torch.ones(2, 5, dtype=torch.bool), cost=torch.empty(2, 3, 5))
-    assert PAIR_COSTS.takes(**mask)
-    assert not PAIR_COSTS.takes(**{**mask, 'gt_mask': torch.ones(1, 5, dtype=torch.bool)})
-    assert not PAIR_COSTS.takes(**{**mask, 'gt_mask': torch.ones(2, 5)})
-    assert not PAIR_COSTS.takes(**{**mask, 'cost': torch.empty(2, 3, 5, dtype=torch.float64)})
+    assert PAIR_COSTS.bind(**mask) is not None
+    assert PAIR_COSTS.bind(**{**mask, 'gt_mask': torch.ones(1, 5, dtype=torch.bool)}) is None
+    assert PAIR_COSTS.bind(**{**mask, 'gt_mask': torch.ones(2, 5)}) is None
+    assert PAIR_COSTS.bind(**{**mask, 'cost': torch.empty(2, 3, 5, dtype=torch.float64)}) is None
 
 
 @compiled
 def test_rows_may_lie_apart_but_not_overlap_or_lie_irregularly():
     whole = torch.empty(2, 3, 6)
-    assert ASSIGN.takes(cost=whole[:, :, :-1])
-    assert not ASSIGN.takes(cost=whole[:, :2, :-1])  # the images lie farther apart than their rows say
-    assert not ASSIGN.takes(cost=whole[:, :, ::2])
-    assert not ASSIGN.takes(cost=torch.empty(2, 1, 5).expand(2, 3, 5))
-    assert not ASSIGN.takes(cost=whole.transpose(0, 1))
+    assert ASSIGN.bind(cost=whole[:, :, :-1]) is not None
+    assert ASSIGN.bind(cost=whole[:, :2, :-1]) is None  # the images lie farther apart than their rows say
+    assert ASSIGN.bind(cost=whole[:, :, ::2]) is None
+    assert ASSIGN.bind(cost=torch.empty(2, 1, 5).expand(2, 3, 5)) is None
+    assert ASSIGN.bind(cost=whole.transpose(0, 1)) is None
 
 
 @compiled
@@ -385,7 +385,7 @@ def test_rows_may_lie_apart_but_not_overlap_or_lie_irregularly():
     ids=['sparse', 'meta', 'negated view', 'subclass'],
 )
 def test_tensors_without_plain_memory_are_not_taken(odd):
-    assert not SOFTMAX_ROWS.takes(scores=odd)
+    assert SOFTMAX_ROWS.bind(scores=odd) is None
 
 
 @compiled

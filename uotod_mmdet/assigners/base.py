@@ -194,7 +194,7 @@ class TransportAssigner(BaseAssigner):
                 if degenerate.any():
                     self._log_degenerate(boxes[: len(gts)][degenerate], meta)
 
-        act_if(batch.gt_mask.sum() != sum(len(gt.labels) for gt in batch.gt_instances), log_degenerate)
+        act_if(batch.gt_mask.sum() != batch.num_gts, log_degenerate)
         num_images, num_preds, num_gts = batch.shape
         costs = self._cost(batch)
         pred_mask = checked_mask('pred_mask', batch.pred_mask, costs, (num_images, num_preds))

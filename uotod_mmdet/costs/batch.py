@@ -32,6 +32,7 @@ class Batch(NamedTuple):
     gt_instances_ignore: Sequence[Optional[InstanceData]]
     img_metas: Sequence[dict]
     num_preds: int
+    num_gts: int  # of all images, those without area included
     dtype: torch.dtype  # of costs and plans
     prior_format: str = 'auto'  # 'anchor' or 'point', as the head says; 'auto': inferred from the values of the priors
     score_format: str = 'auto'  # 'logits' or 'probabilities', as the head says; 'auto': unknown
@@ -85,6 +86,7 @@ def make_batch(
     num_classes: Optional[int] = None,
     prior_format: str = 'auto',
     score_format: str = 'auto',
+    repeats: int = 1,
 ) -> Batch:
     """Stack the predictions and pad the ground truths of a batch of images.
 
@@ -104,6 +106,8 @@ def make_batch(
         prior_format: What the priors are: 'anchor' (x1, y1, x2, y2) or 'point' (x, y, stride_x, stride_y). 'auto', for
             callers of ``assign``, which do not say: inferred, see :func:`~uotod_mmdet.costs.prior_centers_and_sizes`.
         score_format: What the scores are: 'logits' or 'probabilities'. 'auto': unknown; costs take them as mmdet's do.
+        repeats: How many times the images follow one another in stacked predictions (repeats * B, N, .), as those of a
+            head's decoder layers do. All other arguments are of B images.
 
     Raises:
         TypeError: If labels are not integers.
@@ -112,16 +116,7 @@ def make_batch(
     """
     labels = class_labels(gt_instances)
     num_preds, dtype, fields = _stack(predictions)
-    of_preds: dict[str, Any] = dict(fields)
-    if not fields and not isinstance(predictions, Mapping):
-        of_preds = dict(predictions=predictions)
-    given = dict(of_preds, img_metas=img_metas, gt_instances_ignore=gt_instances_ignore)
-    counts = {name: len(of_images) for name, of_images in given.items() if of_images is not None}
-    if any(count != len(labels) for count in counts.values()):
-        raise ValueError(
-            f'gt_instances are of {len(labels)} images, but there are {counts}: one entry for each image of the batch '
-            'is needed.'
-        )
+    _check_counts(len(labels), repeats, fields, predictions, img_metas, gt_instances_ignore)
     bboxes, scores, priors = (
         fields[name].detach().to(dtype).contiguous() if name in fields else None for name in STACKED
     )
@@ -136,15 +131,22 @@ def make_batch(
     if priors is not None and (box_source == 'priors' or 'bboxes' not in fields):
         bboxes = prior_boxes(priors, prior_format)
     gt_labels, gt_bboxes = _pad_ground_truths(labels, gt_instances, dtype)
+    if not all('positive_maps' in gt for gt in gt_instances):  # these map ground truths to scores of text tokens
+        _check_labels(gt_labels, scores, num_classes)
     if not labels and fields and gt_bboxes is not None:
         gt_labels, gt_bboxes = (values.to(next(iter(fields.values())).device) for values in (gt_labels, gt_bboxes))
     if bboxes is not None and gt_bboxes is not None:
         gt_mask = (gt_bboxes[..., 2:] > gt_bboxes[..., :2]).all(-1)
     else:
         gt_mask = _real(labels, gt_labels)
-    check_mask('pred_mask', pred_mask, (len(labels), num_preds))
-    if not all('positive_maps' in gt for gt in gt_instances):  # these map ground truths to scores of text tokens
-        _check_labels(gt_labels, scores, num_classes)
+    metas = [_with_plain_shape(meta or {}) for meta in img_metas or [None] * len(labels)]
+    ignored = list(gt_instances_ignore or [None] * len(labels))
+    num_gts = sum(map(len, labels))
+    if repeats > 1:
+        gt_labels, gt_mask = gt_labels.repeat(repeats, 1), gt_mask.repeat(repeats, 1)
+        gt_bboxes = None if gt_bboxes is None else gt_bboxes.repeat(repeats, 1, 1)
+        gt_instances, metas, ignored = list(gt_instances) * repeats, metas * repeats, ignored * repeats
+    check_mask('pred_mask', pred_mask, (len(gt_mask), num_preds))
     return Batch(
         bboxes=bboxes,
         scores=scores,
@@ -155,13 +157,38 @@ def make_batch(
         pred_mask=pred_mask,
         predictions=predictions,
         gt_instances=gt_instances,
-        gt_instances_ignore=gt_instances_ignore or [None] * len(gt_instances),
-        img_metas=[_with_plain_shape(meta or {}) for meta in img_metas or [None] * len(gt_instances)],
+        gt_instances_ignore=ignored,
+        img_metas=metas,
         num_preds=num_preds,
+        num_gts=num_gts * repeats,
         dtype=dtype,
         prior_format=prior_format,
         score_format=score_format,
     )
+
+
+def _check_counts(
+    num_images: int,
+    repeats: int,
+    fields: dict[str, Tensor],
+    predictions: Union[Sequence[InstanceData], Mapping[str, Any]],
+    img_metas: Optional[Sequence],
+    gt_instances_ignore: Optional[Sequence],
+) -> None:
+    of_preds: dict[str, Any] = dict(fields)
+    if not fields and not isinstance(predictions, Mapping):
+        of_preds = dict(predictions=predictions)
+    counts = {name: len(of_images) for name, of_images in of_preds.items()}
+    given = dict(img_metas=img_metas, gt_instances_ignore=gt_instances_ignore)
+    others = {name: len(of_images) for name, of_images in given.items() if of_images is not None}
+    if any(count != num_images * repeats for count in counts.values()) or any(
+        count != num_images for count in others.values()
+    ):
+        times = f' {repeats} times' if repeats > 1 else ''
+        raise ValueError(
+            f'gt_instances are of {num_images} images{times}, but there are {dict(counts, **others)}: one entry for '
+            'each image of the batch is needed.'
+        )
 
 
 def _with_plain_shape(img_meta: dict) -> dict:

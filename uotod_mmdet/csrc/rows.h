@@ -11,12 +11,12 @@ static inline int64_t first_pair(const int64_t *rows, int64_t pairs, int64_t row
     return std::lower_bound(rows, rows + pairs, row) - rows;
 }
 
-// Whether all indices lie in [0, end), and are in ascending order where that is asked for.
+// Whether all indices lie in [0, end), and are in ascending order where that is asked for: no sign bit is set below.
 static inline bool inside(const int64_t *indices, int64_t count, int64_t end, bool ascending = false) {
-    int64_t bad = 0;  // negative indices are large as unsigned ones
-    for (int64_t k = 0; k < count; ++k) bad |= (uint64_t)indices[k] >= (uint64_t)end;
-    for (int64_t k = 1; ascending && k < count; ++k) bad |= indices[k] < indices[k - 1];
-    return !bad;
+    uint64_t bad = 0;
+    for (int64_t k = 0; k < count; ++k) bad |= (uint64_t)indices[k] | ((uint64_t)end - 1 - (uint64_t)indices[k]);
+    for (int64_t k = 1; ascending && k < count; ++k) bad |= (uint64_t)indices[k] - (uint64_t)indices[k - 1];
+    return !(bad >> 63);
 }
 
 // The rest of a row after its last whole vector, padded with `filler`.

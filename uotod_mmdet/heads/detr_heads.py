@@ -136,7 +136,7 @@ class DETRHead(mmdet.models.dense_heads.DETRHead):
             raise ValueError(f'{name}: cls_scores must hold at least one decoder layer, got {tuple(cls_scores.shape)}.')
         check_images(name, cls_scores.size(1), batch_gt_instances, batch_img_metas, batch_gt_instances_ignore)
         with torch.autocast(cls_scores.device.type, enabled=False):
-            num_layers, num_images, num_preds = cls_scores.shape[:3]
+            num_layers = len(cls_scores)
             scores = full_precision(cls_scores).flatten(0, 1)
             boxes = full_precision(bbox_preds).flatten(0, 1)  # (L * B, N, 4)
             sizes = to_device_of(
@@ -144,12 +144,13 @@ class DETRHead(mmdet.models.dense_heads.DETRHead):
             ).repeat(num_layers, 1)
             batch = make_batch(
                 dict(scores=scores.detach(), bboxes=bbox_cxcywh_to_xyxy(boxes.detach()) * sizes[:, None]),
-                list(batch_gt_instances) * num_layers,
-                list(batch_img_metas) * num_layers,
+                batch_gt_instances,
+                batch_img_metas,
                 self.matcher.box_source,
-                list(batch_gt_instances_ignore or [None] * num_images) * num_layers,
+                batch_gt_instances_ignore,
                 num_classes=self.num_classes,
                 score_format='logits',
+                repeats=num_layers,
             )
             gt_bboxes, pred_bboxes = check_gt_bboxes(name, batch), batch.bboxes
             assert pred_bboxes is not None

@@ -26,13 +26,14 @@ def assign(cost: Tensor, row_mask: Optional[Tensor], column_mask: Optional[Tenso
     """
     batch, rows, columns = cost.shape
     cost = cost.detach()
-    if cost.numel() and KERNEL.takes(cost=cost):
+    solve = KERNEL.bind(cost=cost) if cost.numel() else None
+    if solve is not None:
         row_mask, column_mask = (
             torch.ones(batch, count, dtype=torch.bool) if mask is None else mask.contiguous()
             for mask, count in ((row_mask, rows), (column_mask, columns))
         )
         chosen = torch.empty(batch, rows, dtype=torch.long)
-        if KERNEL(cost=cost, row_mask=row_mask, column_mask=column_mask, columns=chosen):
+        if solve(row_mask=row_mask, column_mask=column_mask, columns=chosen):
             raise ValueError('cost holds NaN or infinite entries')
         return chosen
     on_host = cost.cpu().resolve_neg()
@@ -68,9 +69,10 @@ def one_hot_plan(columns: Tensor, row_mask: Tensor, background: bool, like: Tens
         background: Whether rows without a column go to the last one.
         like: A tensor of the shape (B, N, K), dtype and device of the plan.
     """
-    if ONE_HOT_KERNEL.takes(plan=like, columns=columns):
-        plan = torch.empty_like(like)
-        ONE_HOT_KERNEL(columns=columns, row_mask=row_mask.contiguous(), background=bool(background), plan=plan)
+    plan = torch.empty_like(like)
+    write = ONE_HOT_KERNEL.bind(plan=plan, columns=columns)
+    if write is not None:
+        write(row_mask=row_mask.contiguous(), background=bool(background))
         return plan
     index = torch.where(columns < 0, like.size(2) - 1, columns)[:, :, None]
     weight = row_mask if background else columns >= 0

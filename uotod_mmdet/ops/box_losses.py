@@ -69,9 +69,10 @@ def box_losses_op(
 ) -> Tensor:
     """:func:`gathered_box_losses`; a negative ``eps`` means the L1 distance."""
     given = dict(zip(_TENSORS, (preds, truths, sizes, rows, gts, images, weights)))
-    if KERNEL.takes(**given):
+    run = KERNEL.bind(**given)
+    if run is not None:
         losses = torch.empty_like(weights)
-        KERNEL(**given, centred=int(sizes is not None), scale=scale, eps=eps, losses=losses)
+        run(centred=int(sizes is not None), scale=scale, eps=eps, losses=losses)
         return losses
     return _reference(preds, truths, sizes, rows, gts, images, weights, scale, eps)
 
@@ -91,9 +92,10 @@ def box_losses_gradient_op(
 ) -> Tensor:
     """Gradient of the sum of losses times ``grad`` (K,) by the predictions, (R, 4)."""
     given = dict(zip(_TENSORS, (preds, truths, sizes, rows, gts, images, weights)), grad=grad)
-    if GRADIENT_KERNEL.takes(**given):
+    run = GRADIENT_KERNEL.bind(**given)
+    if run is not None:
         gradient = torch.empty_like(preds)
-        GRADIENT_KERNEL(**given, centred=int(sizes is not None), scale=scale, eps=eps, gradient=gradient)
+        run(centred=int(sizes is not None), scale=scale, eps=eps, gradient=gradient)
         return gradient
     pred, truth = preds.index_select(0, rows), truths.index_select(0, gts)
     if eps < 0:

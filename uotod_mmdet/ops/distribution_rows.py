@@ -27,7 +27,7 @@ def distribution_rows(logits: Tensor, target: Tensor) -> Tensor:
         (N,).
     """
     target = target.to(logits.dtype).contiguous().resolve_neg()
-    if KERNEL.takes(logits=logits, target=target) and not target.requires_grad:
+    if KERNEL.bind(logits=logits, target=target) and not target.requires_grad:
         return _CompiledRows.apply(logits, target)
     left = target.detach().nan_to_num(0).clamp(0, logits.size(1) - 1).long()
     bins = torch.stack([left, (left + 1).clamp(max=logits.size(1) - 1)], 1)

@@ -82,8 +82,9 @@ def focal_rows_op(
     losses = logits.new_empty(rows)
     gradient = None if entry_slopes is None else torch.empty_like(logits, memory_format=torch.contiguous_format)
     entries = dict(index=index, entry_losses=entry_losses, entry_slopes=entry_slopes)
-    if KERNEL.takes(logits=logits, weights=row_weight, **entries):
-        KERNEL(logits=logits, gamma=gamma, weights=row_weight, **entries, losses=losses, gradient=gradient)
+    run = KERNEL.bind(logits=logits, weights=row_weight, **entries)
+    if run is not None:
+        run(gamma=gamma, losses=losses, gradient=gradient)
         return losses, losses.new_empty(0) if gradient is None else gradient
     block = max(BLOCK // columns, 1)
     starts = range(0, rows, block)

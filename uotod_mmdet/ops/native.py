@@ -14,9 +14,9 @@ import platform
 import re
 import warnings
 import zlib
-from ctypes import c_double, c_int64, c_void_p
+from ctypes import c_double, c_int, c_int64, c_void_p
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, NamedTuple, Optional
 
 import torch
 from torch import Tensor
@@ -88,57 +88,28 @@ class Kernel:
                 self.tensors[argument] = _DTYPES[dtype], shape, mark
         self.names = {*self.tensors, *self.numbers}
 
-    def takes(self, **tensors: Optional[Tensor]) -> bool:
-        """Whether there is a compiled part and the tensors, some or all of its arguments, are as declared."""
-        return library is not None and not is_traced() and self._misfit(tensors, {}) is None
+    def bind(self, **tensors: Optional[Tensor]) -> 'Optional[Call]':
+        """A call with some or all of the tensors; None: they are not as declared, or there is no compiled part."""
+        sizes: dict[str, int] = {}
+        if library is None or is_traced() or self.misfit(tensors, sizes) is not None:
+            return None
+        return Call(self, tensors, sizes)
 
     def __call__(self, **arguments: Any) -> int:
-        """Run the kernel.
+        """Run the kernel with all arguments; see :class:`Call`."""
+        if is_traced():
+            raise TypeError(f'{self.name} cannot be traced')
+        return Call(self, {}, {})(**arguments)
 
-        Returns:
-            What the function returns, >= 0.
-
-        Raises:
-            TypeError: If an argument is not as declared.
-            IndexError: If a tensor holds an index out of range.
-            MemoryError: If there is not enough memory.
-        """
-        if arguments.keys() != self.names:
-            raise TypeError(
-                f'{self.name} takes {", ".join((*self.tensors, *self.numbers))}; got {", ".join(arguments)}'
-            )
-        sizes: dict[str, int] = {}
-        misfit = self._misfit(arguments, sizes)
-        if misfit is not None or is_traced():
-            raise TypeError(f'{self.name}: {misfit} does not fit {self.declaration}')
-        converted: list[Any] = []
-        for name in self.order:
-            if name in self.tensors:
-                tensor = arguments[name]
-                converted.append(c_void_p(None if tensor is None else tensor.data_ptr()))
-            elif name in sizes:
-                converted.append(c_int64(sizes[name]))
-            elif name in self.numbers:
-                converted.append((c_double if self.numbers[name] is float else c_int64)(arguments[name]))
-            else:  # the size of a tensor that is None
-                converted.append(c_int64(0))
-        result = getattr(library, self.name)(*converted, ctypes.c_int(torch.get_num_threads()))
-        if result == -1:
-            raise MemoryError(f'{self.name}: not enough memory')
-        if result == -2:
-            raise IndexError(f'{self.name}: an index lies outside what the index refers to')
-        return result
-
-    def _misfit(self, arguments: dict, sizes: dict) -> Optional[str]:
+    def misfit(self, arguments: dict, sizes: dict) -> Optional[str]:
         """The first argument that is not as declared; ``sizes`` gets the sizes and distances of rows by name."""
         tensors = self.tensors
         for name, value in arguments.items():
-            declared = tensors.get(name)
-            if declared is None:
-                if not isinstance(value, self.numbers[name]):
+            if name not in tensors:
+                if name not in self.numbers or not isinstance(value, self.numbers[name]):
                     return name
                 continue
-            dtype, shape, mark = declared
+            dtype, shape, mark = tensors[name]
             if value is None and mark == '?':
                 continue
             kind = type(value)
@@ -164,6 +135,52 @@ class Kernel:
                 if sizes.setdefault(expected, expected if type(expected) is int else size) != size:
                     return name
         return None
+
+
+class Call(NamedTuple):
+    """A call of a kernel some of whose arguments are given and checked."""
+
+    kernel: Kernel
+    given: dict[str, Optional[Tensor]]
+    sizes: dict[str, int]
+
+    def __call__(self, **others: Any) -> int:
+        """Run the kernel with the other arguments.
+
+        Returns:
+            What the function returns, >= 0.
+
+        Raises:
+            TypeError: If an argument is not as declared.
+            IndexError: If a tensor holds an index out of range.
+            MemoryError: If there is not enough memory.
+        """
+        kernel, given, sizes = self.kernel, self.given, dict(self.sizes)
+        misfit = kernel.misfit(others, sizes)
+        if misfit is not None:
+            raise TypeError(f'{kernel.name}: {misfit} does not fit {kernel.declaration}')
+        arguments = {**given, **others}
+        if arguments.keys() != kernel.names:
+            raise TypeError(
+                f'{kernel.name} takes {", ".join((*kernel.tensors, *kernel.numbers))}; got {", ".join(arguments)}'
+            )
+        converted: list[Any] = []
+        for name in kernel.order:
+            if name in kernel.tensors:
+                tensor = arguments[name]
+                converted.append(c_void_p(None if tensor is None else tensor.data_ptr()))
+            elif name in sizes:
+                converted.append(c_int64(sizes[name]))
+            elif name in kernel.numbers:
+                converted.append((c_double if kernel.numbers[name] is float else c_int64)(arguments[name]))
+            else:  # the size of a tensor that is None
+                converted.append(c_int64(0))
+        result = getattr(library, kernel.name)(*converted, c_int(torch.get_num_threads()))
+        if result == -1:
+            raise MemoryError(f'{kernel.name}: not enough memory')
+        if result == -2:
+            raise IndexError(f'{kernel.name}: an index lies outside what the index refers to')
+        return result
 
 
 def _distance(tensor: Tensor) -> Optional[int]:

@@ -100,9 +100,10 @@ def pair_costs_op(
     whole = like.new_empty(*like.shape[:2], gt_mask.size(1) + 1)
     terms = [(kind, *numbers[5 * place : 5 * place + 5]) for place, kind in enumerate(kinds)]
     arguments = dict(inputs._asdict(), gt_mask=gt_mask, pred_mask=pred_mask, cost=whole)
-    if KERNEL.takes(**arguments):
+    run = KERNEL.bind(**arguments)
+    if run is not None:
         table = torch.tensor(terms, dtype=torch.float64).view(-1, 6)
-        return whole, torch.tensor(KERNEL(terms=table, background=background_cost, **arguments) == 0)
+        return whole, torch.tensor(run(terms=table, background=background_cost) == 0)
     summands = [CostTerm(KINDS[int(kind)], *rest) for kind, *rest in terms]
     return _reference(summands, inputs, gt_mask, pred_mask, like, background_cost)
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from . import deferred
 from .deferred import is_traced
-from .native import Kernel
+from .native import Call, Kernel
 
 ALL = 1 << 20
 """Entries of a plan up to which all pairs are listed on a GPU where that is allowed."""
@@ -45,8 +45,9 @@ def list_pairs(plan: Tensor, min_weight: float, few: bool) -> ListedPairs:
         few: Whether only these may be listed. Otherwise a GPU, which would have to wait for their number, lists all
             pairs of a plan of up to :data:`ALL` entries, as torch.compile does of any plan; the others then weigh 0.
     """
-    if EXPAND_KERNEL.takes(plan=plan) and not plan.requires_grad:
-        return _list_compiled(plan, min_weight)
+    run = None if plan.requires_grad else EXPAND_KERNEL.bind(plan=plan)
+    if run is not None:
+        return _list_compiled(run, plan, min_weight)
     num_preds, columns = plan.shape[1:]
     kept = plan >= min_weight if min_weight else plan > 0
     kept[:, :, -1] = False
@@ -64,15 +65,15 @@ def list_pairs(plan: Tensor, min_weight: float, few: bool) -> ListedPairs:
     return ListedPairs(rows, gts, images, plan.flatten()[index], plan[:, :, -1].flatten())
 
 
-def _list_compiled(plan: Tensor, min_weight: float) -> ListedPairs:
+def _list_compiled(run: Call, plan: Tensor, min_weight: float) -> ListedPairs:
     counts = torch.empty(torch.get_num_threads(), dtype=torch.long)
-    given = dict(plan=plan, min_weight=float(min_weight), counts=counts)
+    given = dict(min_weight=float(min_weight), counts=counts)
     names = 'rows', 'gts', 'images', 'weights', 'background'
-    EXPAND_KERNEL(**given, fill=0, **dict.fromkeys(names))
+    run(**given, fill=0, **dict.fromkeys(names))
     count = int(counts.sum())
     rows, gts, images = (torch.empty(count, dtype=torch.long) for _ in range(3))
     filled = rows, gts, images, plan.new_empty(count), plan.new_empty(plan[:, :, 0].numel())
-    EXPAND_KERNEL(**given, fill=1, **dict(zip(names, filled)))
+    run(**given, fill=1, **dict(zip(names, filled)))
     return ListedPairs(*filled)
 
 
@@ -86,10 +87,11 @@ def sums_of_plan(pairs: ListedPairs, gt_mask: Tensor) -> Optional[Tensor]:
     """
     given = dict(rows=pairs.rows, gts=pairs.gts, weights=pairs.weight, background=pairs.background)
     given['gt_mask'] = gt_mask.flatten()
-    if not STATISTICS_KERNEL.takes(**given):
+    run = STATISTICS_KERNEL.bind(**given)
+    if run is None:
         return None
     values = torch.empty(4, dtype=torch.float64)
-    STATISTICS_KERNEL(**given, values=values)
+    run(values=values)
     return values
 
 
@@ -102,9 +104,10 @@ class _SumGroups(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, values: Tensor, groups: Tensor, count: int) -> Tensor:
         ctx.save_for_backward(groups)
-        if SUM_KERNEL.takes(values=values, groups=groups):
+        run = SUM_KERNEL.bind(values=values, groups=groups)
+        if run is not None:
             sums = values.new_empty(count)
-            SUM_KERNEL(values=values, groups=groups, sums=sums)
+            run(sums=sums)
             return sums
         return values.new_zeros(count).index_add(0, groups, values)
 

@@ -85,10 +85,11 @@ def sinkhorn_op(
     """:func:`sinkhorn` without gradient."""
     problem = dict(cost=cost, a=a, b=b, reg=reg, rho_a=rho_a, rho_b=rho_b, scale=scale)
     options = dict(num_iter=num_iter, check_every=check_every, newton_after=newton_after, relative=relative)
-    if KERNEL.takes(**problem):
+    solve = KERNEL.bind(**problem)
+    if solve is not None:
         outputs = empty_outputs(cost)
         named = dict(zip(('plan', 'f', 'g', 'done', 'error'), outputs))
-        if KERNEL(**problem, **options, tol=tol, absorb_above=absorb_above, **named) == 0:
+        if solve(**options, tol=tol, absorb_above=absorb_above, **named) == 0:
             return outputs
     return sinkhorn_reference(
         cost, a, b, reg, rho_a, rho_b, scale, relative, num_iter, check_every, newton_after, tol, absorb_above

@@ -51,9 +51,10 @@ def softmax_rows_op(
 ) -> tuple[Tensor, Tensor]:
     """The losses (N,), and the logarithms of the sums of exponentials in two summands, largest first, (N, 2)."""
     given = dict(scores=scores, label_weight=label_weight, rows=rows, labels=labels, weights=weights)
-    if KERNEL.takes(**given):
+    run = KERNEL.bind(**given)
+    if run is not None:
         losses, log_sums = torch.empty_like(label_weight), scores.new_empty(len(scores), 2)
-        KERNEL(**given, label=label, losses=losses, log_sums=log_sums)
+        run(label=label, losses=losses, log_sums=log_sums)
         return losses, log_sums
     return _reference(scores, label, label_weight, rows, labels, weights)
 
@@ -84,9 +85,10 @@ def softmax_rows_gradient_op(
     """Gradient of the sum of losses times ``grad`` (N,) by the scores, (N, C)."""
     given = dict(scores=scores, label_weight=label_weight, rows=rows, labels=labels, weights=weights)
     given.update(log_sums=log_sums, grad=grad)
-    if GRADIENT_KERNEL.takes(**given):
+    run = GRADIENT_KERNEL.bind(**given)
+    if run is not None:
         gradient = torch.empty_like(scores)
-        GRADIENT_KERNEL(**given, label=label, gradient=gradient)
+        run(label=label, gradient=gradient)
         return gradient
     mass = label_weight.index_add(0, rows, weights)
     gradient = (scores - log_sums[:, :1]).sub_(log_sums[:, 1:]).exp_().mul_((grad * mass)[:, None])
