@@ -53,7 +53,7 @@ val_dataloader = dict(
     dataset=dict(pipeline=[load, resize, annotations, dict(meta_keys=meta_keys, **pack)], **mini), **few
 )
 test_dataloader = val_dataloader
-val_evaluator = dict(ann_file='{data}/mini_seed0/val.json')
+val_evaluator = dict(ann_file='{data}/mini_v2_seed0/val.json')
 test_evaluator = val_evaluator
 model = dict(test_cfg=dict(score_thr=0.0))  # or the first epochs detect nothing, and CocoMetric reports no AP
 train_cfg = dict(max_epochs=2)

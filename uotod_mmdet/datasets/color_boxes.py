@@ -1,4 +1,4 @@
-"""Color Boxes: rotated rectangles on grey noise, the class of each is its hue.
+"""Color Boxes: rotated rectangles on noisy grey, the class of each is its colour.
 
 The synthetic data set of De Plaen et al., "Unbalanced Optimal Transport: A Unified Framework for Object Detection",
 CVPR 2023.
@@ -21,37 +21,40 @@ from tqdm import tqdm
 
 from ..registry import DATASETS
 
+VERSION = 2
+"""Part of the folder's name. A change of what is drawn takes the next number, so that no older pictures are read."""
+
 SIZES = {'full': (4800, 960), 'small': (1200, 200), 'mini': (16, 8)}
-"""Images in (train, val); ``mini`` is for tests."""
+"""Images in (train, val); ``full`` is the paper's, ``mini`` is for tests."""
 
 SPLITS = ('train', 'val')
 WIDTH, HEIGHT = 500, 400
 MAX_OBJECTS = 30
-SIDE_RANGE = (24.0, 100.0)
-MIN_VISIBLE = 0.5
+SIDE_RANGE = (12.0, 80.0)
+MAX_IOU = 0.25
+GREY = 127.5
+NOISE_STD = 0.05 * 255
 HUE_STEP = 18
-HUE_JITTER = 2.0
-JPEG_QUALITY = 90
 
 CLASSES = tuple(f'hue{hue:03d}' for hue in range(0, 360, HUE_STEP))
 PALETTE = [tuple(round(255 * c) for c in colorsys.hsv_to_rgb(hue / 360, 1, 1)) for hue in range(0, 360, HUE_STEP)]
 
+# Independent noise on each channel makes nearly all of a file. The full set takes 1.0 GB this way, and 2.7 GB as PNG.
+# With the usual halved chroma (4:2:0) the noise of the channels would correlate by 0.5 to 0.8 at any quality.
+_JPEG = [
+    *(cv2.IMWRITE_JPEG_QUALITY, 92),
+    *(cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444),
+    *(cv2.IMWRITE_JPEG_OPTIMIZE, 1),
+]
 _CORNERS = np.array([[-0.5, -0.5], [0.5, -0.5], [0.5, 0.5], [-0.5, 0.5]])
 _CORNER_GRID = 16
-_PLACEMENT_TRIES = 20
 
 
 def draw_image(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Draw one image of Color Boxes.
+    """Draw one image of Color Boxes: the rectangles of :func:`draw_rectangles` on grey, and noise over all.
 
-    The number of rectangles is uniform on 0..30, their classes are uniform, their sides log-uniform on 24..100 pixels,
-    their angles and places uniform where they lie wholly inside the image; so each box is the exact extent of its
-    rectangle, hidden parts included.
-
-    Smaller rectangles lie on top of larger ones, or the small ones would vanish. A rectangle of which less than half
-    would be visible is placed anew, and left out, annotation and picture, if 20 places fail: a detector is asked for
-    no object that others hide, and sees none that is not annotated. Going through the rectangles from top to bottom
-    makes one pass exact, since nothing that comes later hides one that was accepted.
+    The noise is Gaussian, of standard deviation 12.75, and independent on each channel of each pixel; the sum is cut to
+    [0, 255].
 
     A pixel shows a rectangle if the pixel's centre lies inside it; pixel ``(row, column)`` covers
     ``[column, column + 1] x [row, row + 1]``, mmdet's convention.
@@ -61,40 +64,55 @@ def draw_image(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.nda
 
     Returns:
         - image: (400, 500, 3) uint8, BGR.
+        - boxes, labels, polygons: see :func:`draw_rectangles`.
+    """
+    boxes, labels, polygons = draw_rectangles(rng)
+    image = np.full((HEIGHT, WIDTH, 3), GREY, dtype=np.float32)
+    for label, polygon in zip(labels, polygons):
+        window, inside = _rasterize(polygon)
+        image[window][inside] = PALETTE[label][::-1]
+    image += NOISE_STD * rng.standard_normal(image.shape, dtype=np.float32)
+    return np.rint(image).clip(0, 255).astype(np.uint8), boxes, labels, polygons
+
+
+def draw_rectangles(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Draw the rectangles of one image, without pixels.
+
+    The number of rectangles is uniform on 0..30, their classes are uniform, their sides uniform on 12..80 pixels, their
+    angles and places uniform where they lie wholly inside the image; so each box is the exact extent of its rectangle,
+    hidden parts included.
+
+    No two boxes have an IoU above 0.25. A rectangle that comes too close to one before it gets another angle and place
+    until it fits, but keeps its sides, so that numbers and sides stay uniform. The large ones are placed first. That
+    takes 1.2 tries for each on average, and ends even for 30 squares of 80 pixels, after some hundred tries.
+
+    The small ones lie on top: the IoU of a box wholly inside a larger one is the ratio of their areas, so the small
+    one may well be there, and would vanish below the large one. Of 30,000 rectangles this way the most hidden one still
+    showed 27 % of its area, and 0.1 % showed less than half.
+
+    Args:
+        rng: Source of all randomness.
+
+    Returns:
         - boxes: (M, 4) float64, xyxy pixels, the extents of the polygons.
-        - labels: (M,) int64 in [0, 20); class ``c`` has hue ``18 c`` degrees, give or take 2.
+        - labels: (M,) int64 in [0, 20); class ``c`` is the saturated colour of hue ``18 c`` degrees.
         - polygons: (M, 4, 2) float64, corners in xy pixels, multiples of 1/16 so that they are exact in JSON.
 
-        The rectangles are ordered from top to bottom.
+        The rectangles are ordered from bottom to top, the largest first.
     """
-    noise = 128 + 16 * rng.standard_normal((HEIGHT, WIDTH), dtype=np.float32)
-    image = np.repeat(noise.clip(0, 255).astype(np.uint8)[..., None], 3, axis=2)
-
     count = int(rng.integers(MAX_OBJECTS + 1))
-    shortest, longest = np.log(SIDE_RANGE)
-    sides = np.exp(rng.uniform(shortest, longest, (count, 2)))
-    sides = sides[np.argsort(sides.prod(1))]
-
-    covered = np.zeros((HEIGHT, WIDTH), dtype=bool)
-    labels, polygons = [], []
-    for rectangle_sides in sides:
-        for _ in range(_PLACEMENT_TRIES):
-            polygon = _place_rectangle(rng, rectangle_sides)
-            window, inside = _rasterize(polygon)
-            visible = inside & ~covered[window]
-            if visible.sum() >= MIN_VISIBLE * inside.sum():
+    sides = rng.uniform(*SIDE_RANGE, (count, 2))
+    sides = sides[np.argsort(-sides.prod(1))]
+    labels = rng.integers(len(CLASSES), size=count)
+    polygons = np.empty((count, 4, 2))
+    boxes = np.empty((count, 4))
+    for i in range(count):
+        while True:
+            polygons[i] = _place_rectangle(rng, sides[i])
+            boxes[i] = *polygons[i].min(0), *polygons[i].max(0)
+            if np.all(_iou(boxes[i], boxes[:i]) <= MAX_IOU):
                 break
-        else:
-            continue
-        label = int(rng.integers(len(CLASSES)))
-        image[window][visible] = _draw_color(rng, label)
-        covered[window] |= inside
-        labels.append(label)
-        polygons.append(polygon)
-
-    corners = np.array(polygons, dtype=np.float64).reshape(-1, 4, 2)
-    boxes = np.concatenate([corners.min(1), corners.max(1)], axis=1)
-    return image, boxes, np.array(labels, dtype=np.int64), corners
+    return boxes, labels, polygons
 
 
 def _place_rectangle(rng: np.random.Generator, sides: np.ndarray) -> np.ndarray:
@@ -107,6 +125,14 @@ def _place_rectangle(rng: np.random.Generator, sides: np.ndarray) -> np.ndarray:
     return np.round((center + corners) * _CORNER_GRID) / _CORNER_GRID
 
 
+def _iou(box: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """IoU (M,) of a ``box`` (4,) with ``others`` (M, 4), xyxy."""
+    shared = np.minimum(box[2:], others[:, 2:]) - np.maximum(box[:2], others[:, :2])
+    intersection = shared.clip(0).prod(1)
+    areas = (others[:, 2:] - others[:, :2]).prod(1)
+    return intersection / ((box[2:] - box[:2]).prod() + areas - intersection)
+
+
 def _rasterize(polygon: np.ndarray) -> tuple[tuple[slice, slice], np.ndarray]:
     """The window of the image around a convex ``polygon`` (4, 2), and which of its pixels (h, w) are inside."""
     left, top = np.floor(polygon.min(0)).astype(int)
@@ -117,14 +143,6 @@ def _rasterize(polygon: np.ndarray) -> tuple[tuple[slice, slice], np.ndarray]:
     for (start_x, start_y), (edge_x, edge_y) in zip(polygon, np.roll(polygon, -1, axis=0) - polygon):
         inside &= edge_x * (y - start_y) >= edge_y * (x - start_x)
     return (slice(top, bottom), slice(left, right)), inside
-
-
-def _draw_color(rng: np.random.Generator, label: int) -> np.ndarray:
-    """A BGR colour (3,) uint8 of class ``label``."""
-    hue = HUE_STEP * label + rng.uniform(-HUE_JITTER, HUE_JITTER)
-    saturation, value = rng.uniform(0.7, 1, 2)
-    rgb = colorsys.hsv_to_rgb(hue / 360 % 1, saturation, value)
-    return np.round(255 * np.array(rgb[::-1])).astype(np.uint8)
 
 
 def annotation_file(data_root: str | Path, size: str, seed: int, split: str) -> str:
@@ -151,7 +169,7 @@ def make_color_boxes(root: str | Path, size: str = 'small', seed: int = 0) -> Pa
         seed: Any integer from 0 on.
 
     Returns:
-        ``<root>/<size>_seed<seed>``, with ``train/*.jpg``, ``val/*.jpg``, ``train.json`` and ``val.json``.
+        ``<root>/<size>_v2_seed<seed>``, with ``train/*.jpg``, ``val/*.jpg``, ``train.json`` and ``val.json``.
 
     Raises:
         ValueError: If ``size`` or ``seed`` is not one of these.
@@ -188,7 +206,7 @@ def _folder(root: str | Path, size: str, seed: int) -> Path:
     _check_choice('size', size, SIZES)
     if not isinstance(seed, int) or seed < 0:
         raise ValueError(f'seed of Color Boxes must be an integer from 0 on, got {seed!r}.')
-    return Path(root) / f'{size}_seed{seed}'
+    return Path(root) / f'{size}_v{VERSION}_seed{seed}'
 
 
 def _check_choice(name: str, value: Any, choices: Iterable[str]) -> None:
@@ -210,7 +228,7 @@ def _write_splits(folder: Path, size: str, seed: int) -> None:
                 image, boxes, labels, polygons = draw_image(np.random.default_rng([seed, split_index, image_id]))
                 file_name = f'{image_id:06d}.jpg'
                 # cv2.imwrite answers a full disk with False; write_bytes raises.
-                _, jpeg = cv2.imencode('.jpg', image, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
+                _, jpeg = cv2.imencode('.jpg', image, _JPEG)
                 (folder / split / file_name).write_bytes(jpeg.tobytes())
                 images.append({'id': image_id, 'file_name': file_name, 'width': WIDTH, 'height': HEIGHT})
                 # pycocotools takes annotation id 0 for 'no match', so ids start at 1.

@@ -49,5 +49,5 @@ val_dataloader = dict(
     ),
 )
 test_dataloader = val_dataloader
-val_evaluator = dict(type='CocoMetric', ann_file=f'{data_root}/small_seed0/val.json', metric='bbox')
+val_evaluator = dict(type='CocoMetric', ann_file=f'{data_root}/small_v2_seed0/val.json', metric='bbox')
 test_evaluator = val_evaluator
