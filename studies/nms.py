@@ -1,6 +1,7 @@
-# Does a plan that shares each ground truth among few predictions make NMS superfluous? Table 2 of De Plaen et al., CVPR
-# 2023, on tiny SSD. The protocol is the paper's: cost 1 - IoU of anchor and ground truth, background 0.5 (here both less
-# 1, which multiplies all mass by the same factor), reg 0.12 / (log(2 N) + 1), reg_pred 100, hard negatives 3 to 1 by mass.
+# Does a plan in which each ground truth holds one prediction's mass make NMS superfluous? Table 2 of De Plaen et al.,
+# CVPR 2023, on tiny SSD. The protocol is the paper's: cost 1 - IoU of anchor and ground truth, background 0.5 (here
+# both less 1, which multiplies the whole plan by one factor near 1), reg 0.12 / (log(2 N) + 1), reg_pred 100, hard
+# negatives 3 to 1 by mass.
 title = 'The need for NMS'
 question = 'As reg_target grows, does AP without NMS come close to AP with NMS?'
 

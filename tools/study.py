@@ -1,4 +1,4 @@
-"""Compare detectors over seeds and data sets: ``study.py run STUDY`` trains what is missing, ``study.py report`` writes it up.
+"""Compare detectors over seeds and data sets: ``study.py run STUDY`` trains what is missing.
 
 A study file (studies/*.py, see docs/studies.md) names arms, data sets, seeds and metrics. Each run ends as one line of
 studies/results/<study>.jsonl. A stopped or killed ``run`` goes on where it was, and loses at most the runs in progress.
@@ -6,6 +6,7 @@ studies/results/<study>.jsonl. A stopped or killed ``run`` goes on where it was,
 
 import argparse
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -45,6 +46,7 @@ def run(args: argparse.Namespace) -> None:
 
 def main() -> None:
     args = parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does: no run stays behind
     try:
         run(args)
     except StudyError as error:

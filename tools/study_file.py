@@ -1,4 +1,4 @@
-"""Study files: what a study compares. ``load_study`` reads and checks one, and a ``Study`` knows its runs and configs."""
+"""Study files: ``load_study`` reads and checks one; a ``Study`` knows its runs and their configs."""
 
 import difflib
 import hashlib

@@ -35,6 +35,7 @@ class Job:
         fold = [] if run.fold is None else ['--fold', str(run.fold)]
         command = [sys.executable, str(ROOT / 'tools/study_run.py'), str(study.path), run.arm, run.data, str(run.seed)]
         command += [*fold, '--work-dir', str(self.folder), '--threads', str(self.threads)]
+        command += ['--parent', str(os.getpid())]
         package = Path(uotod_mmdet.__file__).parent.parent
         path = os.pathsep.join(filter(None, [str(package), os.environ.get('PYTHONPATH')]))
         with open(self.folder / 'log.txt', 'w') as log:

@@ -15,6 +15,7 @@ import sys
 import time
 import traceback
 from pathlib import Path
+from typing import Any
 
 import torch
 from mmdet.utils import setup_cache_size_limit_of_dynamo
@@ -44,16 +45,17 @@ class Recorder(Hook):
 
     priority = 'LOWEST'
 
-    def __init__(self, progress: Path) -> None:
-        self.progress, self.validations = progress, []
-        self.parent, self.told = os.getppid(), 0.0
+    def __init__(self, progress: Path, parent: int) -> None:
+        self.progress, self.parent = progress, parent
+        self.validations, self.told = [], 0.0
 
-    def after_train_iter(
-        self, runner: Runner, batch_idx: int, data_batch: object = None, outputs: object = None
-    ) -> None:
+    def _before_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, mode: str = 'train') -> None:
         if os.getppid() != self.parent:
             os._exit(1)  # study.py was killed; a run that goes on would only be done twice
-        wrong = [name for name, value in (outputs or {}).items() if 'loss' in name and not math.isfinite(float(value))]
+
+    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+        losses = {name: float(value.detach()) for name, value in (outputs or {}).items() if 'loss' in name}
+        wrong = [name for name, value in losses.items() if not math.isfinite(value)]
         if wrong:
             raise FloatingPointError(
                 f'the run diverged: {", ".join(sorted(wrong))} is not finite at iteration {runner.iter + 1} '
@@ -104,11 +106,11 @@ def turn_off_nms(model: torch.nn.Module) -> None:
             cfg['nms'] = type(cfg)(OFF)
 
 
-def train(study: Study, run: Run, work_dir: Path) -> dict:
+def train(study: Study, run: Run, work_dir: Path, parent: int) -> dict:
     """Train and test; what the results file holds of it."""
     runner = Runner.from_cfg(prepare(study, run, work_dir))
     build_train_loop(runner)
-    recorder = Recorder(work_dir / 'progress')
+    recorder = Recorder(work_dir / 'progress', parent)
     runner.register_hook(recorder)
     runner.train()
     validations = list(recorder.validations)
@@ -149,12 +151,13 @@ def main() -> None:
     parser.add_argument('--fold', type=int)
     parser.add_argument('--work-dir', type=Path, required=True, help="the run's own folder")
     parser.add_argument('--threads', type=int, required=True)
+    parser.add_argument('--parent', type=int, required=True, help='process that waits for the run')
     args = parser.parse_args()
     setup_cache_size_limit_of_dynamo()
     torch.set_num_threads(args.threads)
     study, run = load_study(args.study), Run(args.arm, args.data, args.seed, args.fold)
     try:
-        result = train(study, run, args.work_dir)
+        result = train(study, run, args.work_dir, args.parent)
     except Exception as error:
         traceback.print_exc()
         result = dict(status='failed', reason=reason_of(error))
