@@ -1,13 +1,12 @@
 """Read a folder in COCO format: annotation files of the splits, and images anywhere below it."""
 
 import json
-import re
 from pathlib import Path
 
 import cv2
 from study_file import StudyError
 
-SPLITS = {'train': r'train', 'val': r'val', 'test': r'test'}
+SPLITS = ('train', 'val', 'test')
 SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
 
 
@@ -25,12 +24,13 @@ def read_coco(folder: Path) -> tuple[list[dict], list[dict], dict[str, list[int]
     index = index_images(folder)
     images, annotations, splits = [], [], {}
     for split, (path, content) in files.items():
+        part = _split_of(folder, path)
         names = {category['id']: category['name'] for category in content['categories']}
         ids: dict = {}
         for image in content['images']:
             number = ids[image['id']] = len(images) + 1
-            size = {key: image[key] for key in ('width', 'height') if key in image}
-            images.append(locate(folder, index, [image['file_name']], number, near=path.parent, size=size))
+            place = locate(folder, index, [image['file_name']], part)
+            images.append(describe(folder, place, number, image.get('width'), image.get('height')))
         for annotation in content['annotations']:
             if annotation['image_id'] not in ids or annotation['category_id'] not in names:
                 raise StudyError(
@@ -62,9 +62,7 @@ def _annotation_files(folder: Path) -> dict[str, tuple[Path, dict]]:
         keys = ('images', 'annotations', 'categories')
         boxes = isinstance(content, dict) and all(isinstance(content.get(key), list) for key in keys)
         if boxes and all('bbox' in annotation for annotation in content['annotations']):
-            name = str(path.relative_to(folder)).lower()
-            split = next((split for split, pattern in SPLITS.items() if re.search(pattern, name)), 'train')
-            found.setdefault(split, []).append((path, content))
+            found.setdefault(_split_of(folder, path) or 'train', []).append((path, content))
     if 'val' not in found and 'test' in found:
         found['val'] = found['test']
     if 'train' not in found:
@@ -84,6 +82,12 @@ def _annotation_files(folder: Path) -> dict[str, tuple[Path, dict]]:
     return chosen
 
 
+def _split_of(folder: Path, path: Path) -> str:
+    """The split that the path below ``folder`` names, or ''."""
+    name = str(path.relative_to(folder)).lower()
+    return next((split for split in SPLITS if split in name), '')
+
+
 def index_images(folder: Path) -> dict[str, list[Path]]:
     """All images below the folder, by their names with and without suffix."""
     index: dict[str, list[Path]] = {}
@@ -94,25 +98,32 @@ def index_images(folder: Path) -> dict[str, list[Path]]:
     return index
 
 
-def locate(
-    folder: Path, index: dict[str, list[Path]], names: list[str], number: int, near: Path | None = None, size: dict = {}
-) -> dict:
-    """An image as COCO describes it, found by the first of its names that is there; its path is below ``folder``.
+def locate(folder: Path, index: dict[str, list[Path]], names: list[str], split: str = '') -> Path:
+    """Where the image is that has the first of the names that any has; where several have it, the one of the split.
 
     Raises:
-        StudyError: If it is not there, there are several, or it cannot be read.
+        StudyError: If it is not there, or there are several.
     """
     found = [folder / name for name in names if name and (folder / name).is_file()]
     if not found:
         found = next((index[Path(name).name] for name in names if Path(name).name in index), [])
-    if len(found) > 1 and near is not None:
-        found = [path for path in found if near in path.parents] or found
+    if len(found) > 1:
+        found = [path for path in found if split and _split_of(folder, path) == split] or found
     if len(found) != 1:
         many = f'is there {len(found)} times' if found else 'is not there'
         raise StudyError(f'{folder.name}: the image {names[0]!r} {many}; each image must be there once, by its name.')
-    if len(size) < 2:
-        image = cv2.imread(str(found[0]))
+    return found[0]
+
+
+def describe(folder: Path, path: Path, number: int, width: int | None = None, height: int | None = None) -> dict:
+    """An image as COCO describes it, its file name below ``folder``; its size is read from it where not given.
+
+    Raises:
+        StudyError: If it cannot be read.
+    """
+    if not (width and height):
+        image = cv2.imread(str(path))
         if image is None:
-            raise StudyError(f'{folder.name}: the image {names[0]!r} cannot be read.')
-        size = dict(height=image.shape[0], width=image.shape[1])
-    return dict(id=number, file_name=str(found[0].relative_to(folder)), **size)
+            raise StudyError(f'{folder.name}: the image {path.name!r} cannot be read.')
+        height, width = image.shape[:2]
+    return dict(id=number, file_name=str(path.relative_to(folder)), width=width, height=height)

@@ -24,6 +24,7 @@ class Annotated(NamedTuple):
     images: list[dict]
     annotations: list[dict]
     splits: dict[str, list[int]]
+    dropped: int  # boxes of less than a pixel, left out
 
 
 def find_folder(name: str) -> Path:
@@ -54,7 +55,7 @@ def read_folder(folder: Path) -> Annotated:
     for split, ids in splits.items():
         if not ids:
             raise StudyError(f'{folder.name}: the split {split!r} holds no images; fill it, or remove its file.')
-    return Annotated(images, usable, splits)
+    return Annotated(images, usable, splits, len(annotations) - len(usable))
 
 
 def split_folds(images: list[dict], folds: int, group: str | None = None) -> list[list[int]]:
@@ -111,7 +112,8 @@ def write_files(data: dict, files: Path) -> str:
     for split, ids in splits.items():
         (files / f'{split}.json').write_text(json.dumps(_coco(found, ids, names)))
     classes = ', '.join(f'{name} ({counts[name]})' for name in names)
-    return f'{folder.name}: {how}, {len(names)} classes: {classes}.'
+    dropped = f' {found.dropped} boxes of less than a pixel are left out.' if found.dropped else ''
+    return f'{folder.name}: {how}, {len(names)} {"class" if len(names) == 1 else "classes"}: {classes}.{dropped}'
 
 
 def _coco(found: Annotated, ids: list[int], names: list[str]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from datetime import datetime, timezone
 from pathlib import Path
 
+from study_data import write_files
 from study_file import ROOT, Run, Study, StudyError
 from study_results import append_result, code_version, read_results, repair, sort_results
 from tqdm import tqdm
@@ -126,6 +127,8 @@ def run_study(study: Study, args: argparse.Namespace) -> None:
 
 
 def _run_all(study: Study, runs: list[Run], code: dict, folder: Path, args: argparse.Namespace) -> None:
+    for name in dict.fromkeys(run.data for run in runs if 'folder' in study.data[run.data]):
+        print(write_files(study.data[name], folder / 'data' / name), flush=True)
     hashes = {pair: study.config_hash(*pair) for pair in {(run.arm, run.data) for run in runs}}
     waiting, going, done = list(runs), [], 0
     layout = '{desc}: {percentage:3.0f}%|{bar}| {n:.1f} of {total} runs, {elapsed}, left {remaining}'

@@ -84,7 +84,7 @@ def prepare(study: Study, run: Run, work_dir: Path) -> Config:
     """The config of a run as mmengine's Runner takes it."""
     cfg = study.config(run.arm, run.data)
     if 'folder' in study.data[run.data]:
-        use_folder(cfg, study.data[run.data], run, work_dir.parent / 'data')
+        use_folder(cfg, study.data[run.data], run, work_dir.parent / 'data' / run.data)
     if cfg.val_evaluator.get('type') != 'CocoMetric':
         raise StudyError(f'the config of arm {run.arm!r} is not evaluated by CocoMetric, which a study needs')
     cfg.val_evaluator.update(classwise=True, metric_items=list(COCO_NAMES.values()))

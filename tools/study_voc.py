@@ -3,7 +3,7 @@
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
-from study_coco import index_images, locate
+from study_coco import describe, index_images, locate
 from study_file import StudyError
 
 
@@ -31,7 +31,7 @@ def read_voc(folder: Path) -> tuple[list[dict], list[dict], dict[str, list[int]]
         except (ET.ParseError, TypeError, ValueError, AttributeError) as error:
             raise StudyError(f'{folder.name}: {path.name} is no Pascal VOC annotation ({error}).') from error
         # The name of the annotation file is the image's; what is written inside is often of another place.
-        images.append(locate(folder, index, [path.stem, root.findtext('filename') or ''], number))
+        images.append(describe(folder, locate(folder, index, [path.stem, root.findtext('filename') or '']), number))
         ids[path.stem] = number
         annotations += [dict(image_id=number, category=name, bbox=box, iscrowd=hard) for name, box, hard in objects]
     lists = {path.stem: path.read_text().split() for path in (folder / 'ImageSets' / 'Main').glob('*.txt')}
