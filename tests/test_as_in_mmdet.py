@@ -39,6 +39,7 @@ SCHEDULE = dict(type='uotod_mmdet.AssignerScheduleHook', param='reg', start=0.2,
 @pytest.mark.parametrize(
     ('loop', 'expected'), [({}, [0.2] * 3 + [0.05] * 3), (BY_ITERATION, np.linspace(0.2, 0.05, 6))]
 )
+@pytest.mark.slow
 def test_a_schedule_moves_as_the_training_loop_counts(tmp_path, data, loop, expected):
     cfg = without_validation(tiny_run(data, custom_hooks=[SCHEDULE], **loop))
     work_dir = train(cfg, tmp_path / 'run')
@@ -46,12 +47,14 @@ def test_a_schedule_moves_as_the_training_loop_counts(tmp_path, data, loop, expe
     assert not any('AssignerScheduleHook' in line for line in warnings_of(work_dir))
 
 
+@pytest.mark.slow
 def test_iterations_are_counted_in_a_loop_of_epochs_where_the_schedule_says_so(tmp_path, data):
     cfg = without_validation(tiny_run(data, custom_hooks=[dict(SCHEDULE, by_epoch=False, begin=1, end=4)]))
     values = [line['reg'] for line in scalars(train(cfg, tmp_path / 'run'), 'reg')]
     np.testing.assert_allclose(values, [0.2, 0.2, 0.125, 0.05, 0.05, 0.05])
 
 
+@pytest.mark.slow
 def test_a_schedule_by_epoch_in_a_loop_of_iterations_is_refused(tmp_path, data):
     cfg = without_validation(tiny_run(data, custom_hooks=[dict(SCHEDULE, by_epoch=True)], **BY_ITERATION))
     with pytest.raises(ValueError, match=r'by_epoch=True for reg, but IterBasedTrainLoop .* by_epoch=False.* 6\)'):
@@ -61,6 +64,7 @@ def test_a_schedule_by_epoch_in_a_loop_of_iterations_is_refused(tmp_path, data):
 @pytest.mark.parametrize(
     ('given', 'ends_at'), [(dict(begin=1, end=4), '0.2'), (dict(begin=5), '0.2'), (dict(end=3), '0.125')]
 )
+@pytest.mark.slow
 def test_a_schedule_beyond_the_training_says_where_it_ends(tmp_path, data, given, ends_at):
     work_dir = train(without_validation(tiny_run(data, custom_hooks=[dict(SCHEDULE, **given)])), tmp_path / 'run')
     (warning,) = [line for line in warnings_of(work_dir) if 'AssignerScheduleHook' in line]
@@ -68,6 +72,7 @@ def test_a_schedule_beyond_the_training_says_where_it_ends(tmp_path, data, given
     assert scalars(work_dir, 'reg')[-1]['reg'] == pytest.approx(float(ends_at))
 
 
+@pytest.mark.slow
 def test_a_run_resumed_for_more_epochs_has_the_schedule_of_the_longer_run(tmp_path, data):
     cfg = without_validation(tiny_run(data, custom_hooks=[SCHEDULE]))
     work_dir = train(cfg, tmp_path / 'run')
@@ -78,6 +83,7 @@ def test_a_run_resumed_for_more_epochs_has_the_schedule_of_the_longer_run(tmp_pa
 
 
 @pytest.mark.parametrize(('interval', 'by_epoch'), [(1, True), (5, True), (3, False)])
+@pytest.mark.slow
 def test_show_run_counts_iterations_in_a_run_by_iteration(tmp_path, data, interval, by_epoch):
     cfg = tiny_run(data, **BY_ITERATION)
     cfg.train_cfg.max_iters = 7
@@ -155,6 +161,7 @@ def classes_of(model):
 
 
 @pytest.mark.parametrize('way', ['py', 'base', 'json', 'yaml', 'lazy', 'uotod_mmdet'])
+@pytest.mark.slow
 def test_a_config_written_in_this_way_trains_and_its_dump_resumes(tmp_path, data, way):
     path = write_config(way, data, tmp_path)
     work_dir = tmp_path / 'run'
@@ -233,6 +240,7 @@ def test_each_class_of_ours_is_found_by_its_paths():
                 assert ours.parent.get(f'{path}.{name}') is cls is ours.get(f'{path}.{name}')
 
 
+@pytest.mark.slow
 def test_init_detector_and_the_inferencer_find_what_was_trained(tmp_path, data):
     cfg = without_validation(tiny_run(data))
     cfg.train_cfg.max_epochs = 1

@@ -59,6 +59,7 @@ def test_the_judge_takes_only_errors_of_ours_that_name_an_argument():
     assert 'ValueError' in hostile.fault_of_error(error_of(lambda: int('pred')), 'pred')
 
 
+@pytest.mark.slow
 def test_a_case_is_made_again_from_its_seed_and_number():
     for number in range(30):
         (kind, one, first), (_, other, second) = (hostile.make_case(3, number) for _ in range(2))

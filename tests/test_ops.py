@@ -111,6 +111,7 @@ CASES = {
 
 @pytest.mark.parametrize('way', ['compiled part', 'without compiled part', 'float64'])
 @pytest.mark.parametrize('case', CASES)
+@pytest.mark.slow
 def test_ops_are_as_torch_library_asks(case, way, monkeypatch):
     if way == 'compiled part' and native.library is None:
         pytest.skip('no compiled part')
@@ -171,6 +172,7 @@ def test_sinkhorn_compiles_to_one_graph(reg_b):
     assert_same_compiled(lambda cost: ot.sinkhorn(cost, a, b, 0.1, reg_b=reg_b)._asdict(), cost)
 
 
+@pytest.mark.slow
 def test_sinkhorn_with_gradient_compiles_to_one_graph():
     cost, a, b = problem()
     options = dict(num_iter=5, tol=0, newton_after=None)
@@ -244,6 +246,7 @@ def detr_inputs() -> tuple:
     ],
     ids=lambda config: config['type'],
 )
+@pytest.mark.slow
 def test_the_loss_of_detr_compiles_to_one_graph(loss_cls):
     config = plan_config('DETRHead', 'BalancedSinkhornAssigner')
     config.bbox_head.train_cfg, config.bbox_head.loss_cls = config.train_cfg, loss_cls
@@ -275,6 +278,7 @@ def detection_loss(assigner: str = 'BalancedSinkhornAssigner', loss_cls: str = '
 
 @pytest.mark.parametrize('masked', [True, False])
 @pytest.mark.parametrize('loss_cls', ['CrossEntropyLoss', 'uotod_mmdet.QualityFocalLoss'])
+@pytest.mark.slow
 def test_detection_loss_compiles_to_one_graph(loss_cls, masked):
     loss, found, target = detection_loss(loss_cls=loss_cls)
     if not masked:
@@ -304,6 +308,7 @@ def test_vmap_of_detection_loss_and_of_its_gradient_gives_those_of_each():
     torch.testing.assert_close(list(gradient.values()), list(expected), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_an_exact_assignment_says_that_it_is_not_traced_and_torch_compile_goes_around_it():
     loss, found, target = detection_loss('HungarianAssigner')
     with pytest.raises(RuntimeError, match='solved by scipy on the host.* leave the matching out'):
