@@ -411,8 +411,9 @@ def assigner_options(dice: Dice, name: str, match_costs: list[dict]) -> dict:
             options['topq'] = dice.number(dice.choice(1, 20))
     if name == 'UnbalancedSinkhornAssigner':
         options['reg_pred'] = dice.number(dice.choice(None, 0, 0.1, 1.0, 1e3))
-        # Not both 0: without penalties a plan is exp(-cost / reg), which half precision need not hold.
-        options['reg_target'] = dice.number(dice.choice(None, 0.01, 1.0, 0.1 if options['reg_pred'] == 0 else 0, 1e3))
+        # Not both near 0: without penalties a plan is exp(-cost / reg), which half precision need not hold.
+        small = (0.1, 0.1) if options['reg_pred'] == 0 else (0.01, 0)
+        options['reg_target'] = dice.number(dice.choice(None, small[0], 1.0, small[1], 1e3))
     if name == 'ClosestPredictionAssigner':
         options.update(threshold=dice.number(dice.choice(None, 0.0, 5.0)), uniform_background=dice.chance(0.5))
     if name == 'SoftMinAssigner':
