@@ -163,19 +163,24 @@ def without_paths(value: Any) -> Any:
 
 
 def set_epochs(cfg: Config, epochs: int) -> None:
-    """Train for ``epochs``, and stretch the learning rate's schedule to it."""
+    """Train for ``epochs``, and stretch the learning rate's schedule to it; what would begin later is left out."""
     before = cfg.train_cfg.max_epochs
     cfg.train_cfg.max_epochs = epochs
     schedulers = cfg.get('param_scheduler') or []
+    kept = []
     for scheduler in schedulers if isinstance(schedulers, list) else [schedulers]:
-        if not scheduler.get('by_epoch', True):
-            continue
-        if scheduler.get('end') == before:
-            scheduler.end = epochs
-        if scheduler.get('T_max') == before - scheduler.get('begin', 0):
-            scheduler.T_max = max(1, epochs - scheduler.get('begin', 0))
-        if 'milestones' in scheduler:
-            scheduler.milestones = [round(milestone * epochs / before) for milestone in scheduler.milestones]
+        if scheduler.get('by_epoch', True):
+            begin = scheduler.get('begin', 0)
+            if begin >= epochs:
+                continue
+            if scheduler.get('end') == before:
+                scheduler.end = epochs
+            if scheduler.get('T_max') == before - begin:
+                scheduler.T_max = epochs - begin
+            if 'milestones' in scheduler:
+                scheduler.milestones = [round(milestone * epochs / before) for milestone in scheduler.milestones]
+        kept.append(scheduler)
+    cfg.param_scheduler = kept
 
 
 def check_names(given: Iterable[str], known: Iterable[str], what: str, where: str) -> None:

@@ -22,6 +22,7 @@ from study_stats import (
 )
 
 LARGEST_CLASS_TABLE = 8
+LOW_AP = 0.05
 HEAD = """# Evidence
 
 Made by `python tools/study.py report` from the results in `studies/results`, one line a run. `python tools/study.py run
@@ -69,6 +70,8 @@ def _section(study: Study, out: Path) -> str:
         for name in study.data:
             text += ['', f'### {study.title}: {name}', '', *_table(study, results, name, codes)]
             text += _class_table(study, results, name)
+            if max((ap for arm in study.arms for ap in values(results, arm, name, 'AP')), default=1) < LOW_AP:
+                text += ['', f'No run reached AP {LOW_AP}: train for longer or on more images before you conclude.']
         image = Path('images') / f'evidence_{study.name}.png'
         draw_study(study, results, out / image)
         text += ['', f'![AP over the epochs, mean and 95 % interval]({image})']
