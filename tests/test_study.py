@@ -75,7 +75,7 @@ def a_line(study, arm, seed=0, ap=0.5, **changes):
         data='boxes',
         seed=seed,
         fold=None,
-        config_hash=study.config_hash(arm, 'boxes'),
+        config_hash=study.hashes[arm, 'boxes'],
         data_hash=None,
         code='0123456789ab',
         version='9.9',
@@ -141,9 +141,8 @@ def test_hash_is_of_what_decides_the_result_and_not_of_places(tmp_path):
     (tmp_path / 'elsewhere').mkdir()
     here, there = load_study(write_study(tmp_path)), load_study(write_study(tmp_path / 'elsewhere'))
     changed = load_study(write_study(tmp_path, 'changed', epochs=2))
-    assert here.config_hash('stock', 'boxes') == there.config_hash('stock', 'boxes')
-    hashes = {study.config_hash(arm, 'boxes') for study in (here, changed) for arm in study.arms}
-    assert len(hashes) == 6
+    assert here.hashes == there.hashes
+    assert len({*here.hashes.values(), *changed.hashes.values()}) == 6
 
 
 def test_shipped_studies_name_what_exists():

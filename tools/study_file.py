@@ -1,6 +1,7 @@
 """Study files: ``load_study`` reads and checks one; a ``Study`` knows its runs and their configs."""
 
 import difflib
+import functools
 import hashlib
 import json
 from collections.abc import Iterable
@@ -136,6 +137,11 @@ class Study:
             set_epochs(cfg, epochs[-1])
         return cfg
 
+    @functools.cached_property
+    def hashes(self) -> dict[tuple[str, str], str]:
+        """``config_hash`` of each arm and data set."""
+        return {(arm, data): self.config_hash(arm, data) for data in self.data for arm in self.arms}
+
     def config_hash(self, arm: str, data: str) -> str:
         """Checksum of what decides the result, paths left out."""
         cfg = self.config(arm, data)
@@ -163,8 +169,14 @@ def without_paths(value: Any) -> Any:
 
 
 def set_epochs(cfg: Config, epochs: int) -> None:
-    """Train for ``epochs``, and stretch the learning rate's schedule to it; what would begin later is left out."""
-    before = cfg.train_cfg.max_epochs
+    """Train for ``epochs``, and stretch the learning rate's schedule to it; what would begin later is left out.
+
+    Raises:
+        StudyError: If the training loop counts iterations.
+    """
+    before = cfg.train_cfg.get('max_epochs')
+    if before is None:
+        raise StudyError(f'epochs={epochs} needs a config that counts epochs; set train_cfg.max_iters by options.')
     cfg.train_cfg.max_epochs = epochs
     schedulers = cfg.get('param_scheduler') or []
     kept = []

@@ -144,9 +144,8 @@ def _prepare_data(study: Study, runs: list[Run], folder: Path) -> dict[str, str]
 
 
 def _run_all(
-    study: Study, runs: list[Run], code: dict, data_hashes: dict, folder: Path, args: argparse.Namespace
+    study: Study, runs: list[Run], code: dict, hashes: dict[str, str], folder: Path, args: argparse.Namespace
 ) -> None:
-    hashes = {pair: study.config_hash(*pair) for pair in {(run.arm, run.data) for run in runs}}
     waiting, going, done = list(runs), [], 0
     layout = '{desc}: {percentage:3.0f}%|{bar}| {n:.1f} of {total} runs, {elapsed}, left {remaining}'
     # Over a file a line now and then; smoothing=0: the mean speed of all runs tells the time left best.
@@ -160,7 +159,7 @@ def _run_all(
                 for job in [job for job in going if job.process.poll() is not None]:
                     going.remove(job)
                     done += 1
-                    line = _keep(study, job, hashes, data_hashes, code)
+                    line = _keep(study, job, hashes.get(job.run.data), code)
                     tqdm.write(_tell(job, line, done, len(runs)), file=sys.stdout)
                     sys.stdout.flush()
                 bar.update(done + sum(job.progress() for job in going) - bar.n)
@@ -169,20 +168,19 @@ def _run_all(
                 job.kill()
 
 
-def _keep(study: Study, job: Job, hashes: dict, data_hashes: dict, code: dict) -> dict:
+def _keep(study: Study, job: Job, data_hash: str | None, code: dict) -> dict:
+    """Append the result of an ended run; its own config and code are those it read, if it came so far."""
     run = job.run
+    read = dict(config_hash=study.hashes[run.arm, run.data], data_hash=data_hash, **code)
     line = dict(
         study=study.name,
         arm=run.arm,
         data=run.data,
         seed=run.seed,
         fold=run.fold,
-        config_hash=hashes[run.arm, run.data],
-        data_hash=data_hashes.get(run.data),
-        **code,
         date=datetime.now(timezone.utc).strftime('%Y-%m-%d'),
         threads=job.threads,
-        **job.result(),
+        **{**read, **job.result()},
     )
     append_result(study.results, line)
     return line
