@@ -10,7 +10,9 @@ import signal
 import sys
 from pathlib import Path
 
+import torch
 from study_file import ROOT, StudyError, check_names, load_study
+from study_own_data import write_study
 from study_pool import run_study
 from study_report import write_report
 
@@ -22,10 +24,15 @@ def parse_args() -> argparse.Namespace:
     commands = parser.add_subparsers(dest='command', required=True)
 
     run = commands.add_parser('run', help='train what is missing of a study')
-    run.add_argument('study', type=Path, help='study file, such as studies/nms.py')
+    run.add_argument('study', type=Path, nargs='?', help='study file, such as studies/nms.py')
+    run.add_argument(
+        '--data', metavar='FOLDER', help='instead of a study: which strategy suits this COCO or Pascal VOC folder?'
+    )
+    run.add_argument('--epochs', type=int, help='with --data: epochs of each run; default: by the number of images')
+    run.add_argument('--seeds', type=int, nargs='+', help='with --data: seeds; default: 0 and 1, or 0 with folds')
     run.add_argument('--only', nargs='+', metavar='ARM', help='arms to run; default: all')
-    run.add_argument('--jobs', type=int, default=1, help='runs at once (%(default)s)')
-    run.add_argument('--threads', type=int, help='threads of each run; default: cores / jobs')
+    run.add_argument('--jobs', type=int, help='runs at once; default: cores / threads, at most 8, or 1 with a GPU')
+    run.add_argument('--threads', type=int, default=1, help='threads of each run (%(default)s)')
     run.add_argument('--retry-failed', action='store_true', help='do failed runs again')
     run.add_argument('--fresh', action='store_true', help='do runs of other versions of the code again')
     run.add_argument('--work-dir', type=Path, default=WORK_DIR, help='folder for logs and checkpoints')
@@ -37,17 +44,33 @@ def parse_args() -> argparse.Namespace:
     )
     args = parser.parse_args()
     if args.command == 'run':
-        if args.jobs < 1:
-            parser.error(f'--jobs must be at least 1, got {args.jobs}')
-        args.threads = args.threads or max(1, (os.cpu_count() or 1) // args.jobs)
+        if (args.study is None) == (args.data is None):
+            run.error('give a study file or --data FOLDER')
+        if args.data is None and (args.epochs or args.seeds):
+            run.error('--epochs and --seeds go with --data; a study file has its own')
+        for name in ('jobs', 'threads', 'epochs'):
+            if getattr(args, name) is not None and getattr(args, name) < 1:
+                run.error(f'--{name} must be at least 1, got {getattr(args, name)}')
+        if args.jobs is None:
+            args.jobs = 1 if torch.cuda.is_available() else min(8, max(1, cores() // args.threads))
     return args
 
 
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+
+
 def run(args: argparse.Namespace) -> None:
+    if args.data is not None:
+        args.study = write_study(args.data, args.work_dir.absolute(), args.epochs, args.seeds)
     study = load_study(args.study)
     if args.only:
         check_names(args.only, study.arms, 'an arm', f'{study.path.name}, --only')
     run_study(study, args)
+    if args.data is not None:
+        page = write_report([study], args.study.parent / 'report')
+        print(f'\n{page.read_text()}\nThis report: {page}')
 
 
 def report(args: argparse.Namespace) -> None:

@@ -85,8 +85,11 @@ def split_folds(images: list[dict], folds: int, group: str | None = None) -> lis
     return [sorted(part) for part in parts]
 
 
-def write_files(data: dict, files: Path) -> str:
-    """Write the COCO annotation files of a data set's runs into the folder ``files``; a sentence on what is there.
+def write_files(data: dict, files: Path) -> tuple[str, str]:
+    """Write the COCO annotation files of a data set's runs into the folder ``files``.
+
+    Returns:
+        A sentence on what is there, and a checksum of the files.
 
     Raises:
         StudyError: See :func:`find_folder`, :func:`read_folder` and :func:`split_folds`.
@@ -109,11 +112,18 @@ def write_files(data: dict, files: Path) -> str:
         splits = found.splits
         how = f'{len(splits["train"])} images to train on, {len(splits["val"])} to validate'
     files.mkdir(parents=True, exist_ok=True)
+    digest = hashlib.sha256()
     for split, ids in splits.items():
-        (files / f'{split}.json').write_text(json.dumps(_coco(found, ids, names)))
+        content = _coco(found, ids, names)
+        if split.endswith('val') and not content['annotations']:
+            raise StudyError(f'{folder.name}: no image of the validation split {split!r} holds an object.')
+        text = json.dumps(content)
+        (files / f'{split}.json').write_text(text)
+        digest.update(text.encode())
     classes = ', '.join(f'{name} ({counts[name]})' for name in names)
     dropped = f' {found.dropped} boxes of less than a pixel are left out.' if found.dropped else ''
-    return f'{folder.name}: {how}, {len(names)} {"class" if len(names) == 1 else "classes"}: {classes}.{dropped}'
+    words = f'{len(names)} {"class" if len(names) == 1 else "classes"}: {classes}'
+    return f'{folder.name}: {how}, {words}.{dropped}', digest.hexdigest()[:12]
 
 
 def _coco(found: Annotated, ids: list[int], names: list[str]) -> dict[str, Any]:

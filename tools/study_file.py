@@ -1,6 +1,7 @@
 """Study files: ``load_study`` reads and checks one; a ``Study`` knows its runs and their configs."""
 
 import difflib
+import functools
 import hashlib
 import json
 from collections.abc import Iterable
@@ -136,6 +137,11 @@ class Study:
             set_epochs(cfg, epochs[-1])
         return cfg
 
+    @functools.cached_property
+    def hashes(self) -> dict[tuple[str, str], str]:
+        """``config_hash`` of each arm and data set."""
+        return {(arm, data): self.config_hash(arm, data) for data in self.data for arm in self.arms}
+
     def config_hash(self, arm: str, data: str) -> str:
         """Checksum of what decides the result, paths left out."""
         cfg = self.config(arm, data)
@@ -163,19 +169,30 @@ def without_paths(value: Any) -> Any:
 
 
 def set_epochs(cfg: Config, epochs: int) -> None:
-    """Train for ``epochs``, and stretch the learning rate's schedule to it."""
-    before = cfg.train_cfg.max_epochs
+    """Train for ``epochs``, and stretch the learning rate's schedule to it; what would begin later is left out.
+
+    Raises:
+        StudyError: If the training loop counts iterations.
+    """
+    before = cfg.train_cfg.get('max_epochs')
+    if before is None:
+        raise StudyError(f'epochs={epochs} needs a config that counts epochs; set train_cfg.max_iters by options.')
     cfg.train_cfg.max_epochs = epochs
     schedulers = cfg.get('param_scheduler') or []
+    kept = []
     for scheduler in schedulers if isinstance(schedulers, list) else [schedulers]:
-        if not scheduler.get('by_epoch', True):
-            continue
-        if scheduler.get('end') == before:
-            scheduler.end = epochs
-        if scheduler.get('T_max') == before - scheduler.get('begin', 0):
-            scheduler.T_max = max(1, epochs - scheduler.get('begin', 0))
-        if 'milestones' in scheduler:
-            scheduler.milestones = [round(milestone * epochs / before) for milestone in scheduler.milestones]
+        if scheduler.get('by_epoch', True):
+            begin = scheduler.get('begin', 0)
+            if begin >= epochs:
+                continue
+            if scheduler.get('end') == before:
+                scheduler.end = epochs
+            if scheduler.get('T_max') == before - begin:
+                scheduler.T_max = epochs - begin
+            if 'milestones' in scheduler:
+                scheduler.milestones = [round(milestone * epochs / before) for milestone in scheduler.milestones]
+        kept.append(scheduler)
+    cfg.param_scheduler = kept
 
 
 def check_names(given: Iterable[str], known: Iterable[str], what: str, where: str) -> None:

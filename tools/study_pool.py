@@ -111,6 +111,13 @@ def run_study(study: Study, args: argparse.Namespace) -> None:
             repair(study.results)
         present, others = sort_results(study, lines)
         code = code_version()
+        hashes = _prepare_data(study, to_do(study, present, code['code'], args), folder)
+        changed = [
+            run for run, line in present.items() if line.get('data_hash') != hashes.get(run.data, line.get('data_hash'))
+        ]
+        if changed:
+            print(f'{len(changed)} results are of other images or boxes than the data folders hold now: run anew.')
+        present = {run: line for run, line in present.items() if run not in changed}
         runs = to_do(study, present, code['code'], args)
         if others:
             print(f'{len(others)} results are of other configs than the study has now, and are left out.')
@@ -123,13 +130,22 @@ def run_study(study: Study, args: argparse.Namespace) -> None:
         if not runs:
             print(f'{study.name}: nothing left to do.')
             return
-        _run_all(study, runs, code, folder, args)
+        _run_all(study, runs, code, hashes, folder, args)
 
 
-def _run_all(study: Study, runs: list[Run], code: dict, folder: Path, args: argparse.Namespace) -> None:
-    for name in dict.fromkeys(run.data for run in runs if 'folder' in study.data[run.data]):
-        print(write_files(study.data[name], folder / 'data' / name), flush=True)
-    hashes = {pair: study.config_hash(*pair) for pair in {(run.arm, run.data) for run in runs}}
+def _prepare_data(study: Study, runs: list[Run], folder: Path) -> dict[str, str]:
+    """Write the annotation files of the data folders; their checksums. A folder that no run needs may be missing."""
+    needed, hashes = {run.data for run in runs}, {}
+    for name, data in study.data.items():
+        if 'folder' in data and (name in needed or Path(os.path.expandvars(data['folder'])).is_dir()):
+            words, hashes[name] = write_files(data, folder / 'data' / name)
+            print(words, flush=True)
+    return hashes
+
+
+def _run_all(
+    study: Study, runs: list[Run], code: dict, hashes: dict[str, str], folder: Path, args: argparse.Namespace
+) -> None:
     waiting, going, done = list(runs), [], 0
     layout = '{desc}: {percentage:3.0f}%|{bar}| {n:.1f} of {total} runs, {elapsed}, left {remaining}'
     # Over a file a line now and then; smoothing=0: the mean speed of all runs tells the time left best.
@@ -143,7 +159,7 @@ def _run_all(study: Study, runs: list[Run], code: dict, folder: Path, args: argp
                 for job in [job for job in going if job.process.poll() is not None]:
                     going.remove(job)
                     done += 1
-                    line = _keep(study, job, hashes, code)
+                    line = _keep(study, job, hashes.get(job.run.data), code)
                     tqdm.write(_tell(job, line, done, len(runs)), file=sys.stdout)
                     sys.stdout.flush()
                 bar.update(done + sum(job.progress() for job in going) - bar.n)
@@ -152,19 +168,19 @@ def _run_all(study: Study, runs: list[Run], code: dict, folder: Path, args: argp
                 job.kill()
 
 
-def _keep(study: Study, job: Job, hashes: dict, code: dict) -> dict:
+def _keep(study: Study, job: Job, data_hash: str | None, code: dict) -> dict:
+    """Append the result of an ended run; its own config and code are those it read, if it came so far."""
     run = job.run
+    read = dict(config_hash=study.hashes[run.arm, run.data], data_hash=data_hash, **code)
     line = dict(
         study=study.name,
         arm=run.arm,
         data=run.data,
         seed=run.seed,
         fold=run.fold,
-        config_hash=hashes[run.arm, run.data],
-        **code,
         date=datetime.now(timezone.utc).strftime('%Y-%m-%d'),
         threads=job.threads,
-        **job.result(),
+        **{**read, **job.result()},
     )
     append_result(study.results, line)
     return line

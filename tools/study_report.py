@@ -22,6 +22,7 @@ from study_stats import (
 )
 
 LARGEST_CLASS_TABLE = 8
+LOW_AP = 0.05
 HEAD = """# Evidence
 
 Made by `python tools/study.py report` from the results in `studies/results`, one line a run. `python tools/study.py run
@@ -57,6 +58,7 @@ def _section(study: Study, out: Path) -> str:
     if others:
         text += [f'- {len(others)} results are of other configs than the study has now, and are left out.']
     text += _code_lines(codes, results)
+    text += _data_lines(study, results)
     if failed:
         text += ['', 'Failed runs:', '']
         text += [f'- {run}: {failed[run]["reason"]}' for run in study.runs() if run in failed]
@@ -69,6 +71,8 @@ def _section(study: Study, out: Path) -> str:
         for name in study.data:
             text += ['', f'### {study.title}: {name}', '', *_table(study, results, name, codes)]
             text += _class_table(study, results, name)
+            if max((ap for arm in study.arms for ap in values(results, arm, name, 'AP')), default=1) < LOW_AP:
+                text += ['', f'No run reached AP {LOW_AP}: train for longer or on more images before you conclude.']
         image = Path('images') / f'evidence_{study.name}.png'
         draw_study(study, results, out / image)
         text += ['', f'![AP over the epochs, mean and 95 % interval]({image})']
@@ -90,6 +94,17 @@ def _code_lines(codes: dict[str, str], results: Results) -> list[str]:
         text.append(f'- Code{f" {letter}" if len(codes) > 1 else ""}: {source}, {len(lines)} runs.')
     if len(codes) > 1:
         text.append('- The last column of the tables says which code made the runs of an arm.')
+    return text
+
+
+def _data_lines(study: Study, results: Results) -> list[str]:
+    """What to say of data sets that changed between runs."""
+    text = []
+    for name in study.data:
+        counts = Counter(line.get('data_hash') for run, line in results.items() if run.data == name)
+        if len(counts) > 1:
+            parts = ', '.join(f'{count} runs of {digest}' for digest, count in sorted(counts.items(), key=str))
+            text.append(f'- The images or boxes of {name} are not the same in all runs (checksums: {parts}).')
     return text
 
 

@@ -11,9 +11,9 @@ import subprocess
 import tokenize
 from pathlib import Path
 
-from study_file import ROOT, Run, Study, StudyError
+from study_file import Run, Study, StudyError
 
-from uotod_mmdet import __version__
+import uotod_mmdet
 
 
 def read_results(path: Path) -> tuple[list[dict], str]:
@@ -71,13 +71,10 @@ def sort_results(study: Study, lines: list[dict]) -> tuple[dict[Run, dict], list
     Those are of other configs, arms, data sets or seeds than the study file has.
     """
     runs = set(study.runs())
-    hashes = {(run.arm, run.data): '' for run in runs}
-    for arm, data in hashes:
-        hashes[arm, data] = study.config_hash(arm, data)
     present, others = {}, []
     for line in lines:
         run = Run(line['arm'], line['data'], line['seed'], line['fold'])
-        if run in runs and line['config_hash'] == hashes[run.arm, run.data]:
+        if run in runs and line['config_hash'] == study.hashes[run.arm, run.data]:
             present[run] = line
         else:
             others.append(line)
@@ -87,14 +84,14 @@ def sort_results(study: Study, lines: list[dict]) -> tuple[dict[Run, dict], list
 def code_version() -> dict[str, str]:
     """Checksum of the package's sources, its version, and the commit where there is one."""
     digest = hashlib.sha256()
-    package = ROOT / 'uotod_mmdet'
+    package = Path(uotod_mmdet.__file__).parent
     for path in sorted([*package.rglob('*.py'), *package.rglob('csrc/*')]):
         if path.is_file():
             strip = _without_python_comments if path.suffix == '.py' else _without_cpp_comments
             digest.update(str(path.relative_to(package)).encode() + b'\0' + strip(path.read_text()).encode() + b'\0')
-    git = subprocess.run(['git', 'rev-parse', '--short=10', 'HEAD'], cwd=ROOT, capture_output=True, text=True)
+    git = subprocess.run(['git', 'rev-parse', '--short=10', 'HEAD'], cwd=package, capture_output=True, text=True)
     commit = dict(commit=git.stdout.strip()) if git.returncode == 0 else {}
-    return dict(code=digest.hexdigest()[:12], version=__version__, **commit)
+    return dict(code=digest.hexdigest()[:12], version=uotod_mmdet.__version__, **commit)
 
 
 def _without_python_comments(source: str) -> str:

@@ -24,6 +24,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import IterBasedTrainLoop, Runner
 from study_data import use_folder
 from study_file import METRICS, Run, Study, StudyError, load_study
+from study_results import code_version
 
 from uotod_mmdet.launch import add_custom_hook, build_train_loop
 
@@ -156,11 +157,12 @@ def main() -> None:
     setup_cache_size_limit_of_dynamo()
     torch.set_num_threads(args.threads)
     study, run = load_study(args.study), Run(args.arm, args.data, args.seed, args.fold)
+    result = dict(config_hash=study.config_hash(run.arm, run.data), **code_version())
     try:
-        result = train(study, run, args.work_dir, args.parent)
+        result.update(train(study, run, args.work_dir, args.parent))
     except Exception as error:
         traceback.print_exc()
-        result = dict(status='failed', reason=reason_of(error))
+        result.update(status='failed', reason=reason_of(error))
     partial = args.work_dir / 'result.partial'
     partial.write_text(json.dumps(result, allow_nan=False))
     partial.rename(args.work_dir / 'result.json')
