@@ -79,7 +79,6 @@ def test_a_hook_used_again_follows_the_new_training():
 
 def test_bad_arguments_are_named():
     for kwargs, message in (
-        (dict(param='tol'), "param must be one of .* got 'tol'"),
         (dict(mode='step'), "mode must be one of .* got 'step'"),
         (dict(stop=0.0), 'stop must be positive for reg, got 0.0'),
         (
@@ -92,6 +91,46 @@ def test_bad_arguments_are_named():
     ):
         with pytest.raises(ValueError, match=message):
             hook(**kwargs)
+
+
+@pytest.mark.parametrize(
+    'param, start, of_assigner',
+    [
+        ('gt_mass', 3.0, lambda assigner: assigner.gt_mass),
+        ('match_costs.1.weight', 2.0, lambda assigner: assigner.match_costs[1].weight),
+        ('background_cost', -1.0, lambda assigner: assigner.background_cost),
+    ],
+)
+def test_any_number_of_the_assigner_and_of_its_costs_moves(param, start, of_assigner):
+    costs = [dict(type='IoUCost'), dict(type='uotod_mmdet.PriorCenterCost')]
+    runner = runner_of(dict(SINKHORN, match_costs=costs))
+    schedule = hook(param=param, start=start, stop=0.5)
+    schedule.before_train(runner)
+    for runner.epoch, value in ((0, start), (11, 0.5)):
+        schedule.before_train_iter(runner, 0)
+        assert of_assigner(runner.model.bbox_head.assigner) == value
+    assert runner.message_hub.get_scalar(f'train/{param}').current() == 0.5
+
+
+@pytest.mark.parametrize(
+    'param, given, error, message',
+    [
+        (
+            'normalize_cost',
+            {},
+            TypeError,
+            'normalize_cost of .* is True, which is not a number',
+        ),
+        ('gt_mass', dict(gt_mass='dynamic_k'), TypeError, "gt_mass of .* is 'dynamic_k', which is not a number"),
+        ('num_iter', {}, (TypeError, ValueError), 'num_iter must be'),
+        ('tol', dict(), ValueError, 'tol must be'),
+        ('match_costs.7.weight', {}, ValueError, 'no assigner of the model has match_costs.7.weight'),
+        ('temperature', {}, ValueError, 'no assigner of the model has temperature'),
+    ],
+)
+def test_what_is_not_a_number_or_out_of_range_is_refused_before_training(param, given, error, message):
+    with pytest.raises(error, match=message):
+        hook(param=param, start=0.5, stop=-1.0).before_train(runner_of(dict(SINKHORN, **given)))
 
 
 @pytest.mark.parametrize('param, assigner', [('reg', 'HungarianAssigner'), ('reg_target', 'BalancedSinkhornAssigner')])

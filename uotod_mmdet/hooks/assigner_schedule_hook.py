@@ -10,10 +10,9 @@ from mmengine.model import is_model_wrapper
 from mmengine.runner import IterBasedTrainLoop, Runner
 from torch import nn
 
-from uotod_mmdet.assigners import TransportAssigner, UnbalancedSinkhornAssigner
+from uotod_mmdet.assigners import TransportAssigner
 from uotod_mmdet.registry import HOOKS
 
-PARAMS = ('reg', 'reg_pred', 'reg_target', 'background_cost')
 MODES = {
     'linear': lambda start, stop, progress: start + (stop - start) * progress,
     'cosine': lambda start, stop, progress: stop + (start - stop) * (1 + math.cos(math.pi * progress)) / 2,
@@ -23,15 +22,18 @@ MODES = {
 
 @HOOKS.register_module()
 class AssignerScheduleHook(Hook):
-    """Move ``reg``, ``reg_pred``, ``reg_target`` or ``background_cost`` of a model's assigners over training.
+    """Move a number of a model's assigners over training.
 
     A falling ``reg`` goes from a soft to a hard matching; ``reg_target`` rising from 0, from each prediction to its
-    closest ground truth to one-to-one. The value depends on the epoch or iteration alone, so a resumed run goes on
-    with the right one. It is logged beside the losses. For several parameters, add several hooks.
+    closest ground truth to one-to-one; a falling ``gt_mass``, from several predictions for each ground truth to one;
+    the weight of a match cost, from priors to predictions. The value depends on the epoch or iteration alone, so a
+    resumed run goes on with the right one. It is logged beside the losses. For several parameters, add several hooks.
 
     Args:
-        param: 'reg', 'reg_pred', 'reg_target' or 'background_cost'. The first three are relative to the image's largest
-            absolute cost in a Sinkhorn assigner with ``normalize_cost`` (the default), else in units of the cost.
+        param: A number of the assigner, such as 'reg', 'reg_pred', 'reg_target', 'gt_mass' or 'background_cost', or of
+            one of its parts, as in configs: 'match_costs.0.weight'. The first three are relative to the image's
+            largest absolute cost in a Sinkhorn assigner with ``normalize_cost`` (the default), else in units of the
+            cost.
         start: Value in the first epoch (iteration) of the range, and before it.
         stop: Value in the last one, and after it.
         mode: 'linear', 'cosine', or 'exponential' (equal ratios; both values positive).
@@ -40,6 +42,7 @@ class AssignerScheduleHook(Hook):
         by_epoch: True counts epochs, False iterations; None: as the training loop counts.
 
     Raises:
+        TypeError: If the parameter takes whole numbers only, or is not a number.
         ValueError: If an argument is out of range, no assigner of the model has the parameter, or epochs are to be
             counted in a training loop that counts iterations only.
     """
@@ -54,8 +57,8 @@ class AssignerScheduleHook(Hook):
         end: Optional[int] = None,
         by_epoch: Optional[bool] = None,
     ) -> None:
-        if param not in PARAMS:
-            raise ValueError(f'AssignerScheduleHook: param must be one of {PARAMS}, got {param!r}')
+        if not isinstance(param, str) or not param:
+            raise TypeError(f'AssignerScheduleHook: param must be the name of a number of the assigner, got {param!r}')
         if mode not in MODES:
             raise ValueError(f'AssignerScheduleHook: mode must be one of {tuple(MODES)}, got {mode!r}')
         for name, value in (('start', start), ('stop', stop)):
@@ -81,15 +84,17 @@ class AssignerScheduleHook(Hook):
         """Find the assigners, and what the training loop counts."""
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
         found = _assigners(model)
-        needed = UnbalancedSinkhornAssigner if self.param.startswith('reg_') else TransportAssigner
-        self.assigners = [a for a in found if isinstance(a, needed) and hasattr(a, self.param)]
-        if not self.assigners:
+        places = [_place(assigner, self.param) for assigner in found if isinstance(assigner, TransportAssigner)]
+        self._places = [place for place in places if place is not None]
+        if not self._places:
             names = sorted({type(assigner).__name__ for assigner in found}) or 'none'
             raise ValueError(
                 f'AssignerScheduleHook: no assigner of the model has {self.param}; it has {names}. reg belongs to the '
                 'Sinkhorn strategies and SoftMinAssigner, reg_pred and reg_target to UnbalancedSinkhornAssigner, '
-                'background_cost to all of uotod_mmdet.'
+                'background_cost to all of uotod_mmdet; the weight of the first match cost is match_costs.0.weight.'
             )
+        for owner, name in self._places:
+            _check_moves(owner, name, self.param, (self.start, self.stop))
         counts_epochs = not isinstance(runner.train_loop, IterBasedTrainLoop)
         if self.by_epoch and not counts_epochs:
             raise ValueError(
@@ -112,8 +117,8 @@ class AssignerScheduleHook(Hook):
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
         """Set the value and log it."""
         value = self.value(runner.epoch if self._counts_epochs else runner.iter)
-        for assigner in self.assigners:
-            setattr(assigner, self.param, value)
+        for owner, name in self._places:
+            setattr(owner, name, value)
         runner.message_hub.update_scalar(f'train/{self.param}', value)
 
     def value(self, step: int) -> float:
@@ -129,3 +134,25 @@ def _assigners(model: nn.Module) -> list:
     for assigner in found:
         found.extend(getattr(assigner, 'strategies', []))
     return found
+
+
+def _place(assigner: TransportAssigner, param: str) -> Optional[tuple[Any, str]]:
+    """What holds the parameter, and its name there; None: the assigner has no such parameter."""
+    *parts, name = param.split('.')
+    owner: Any = assigner
+    for part in parts:
+        if isinstance(owner, (list, tuple)):
+            owner = owner[int(part)] if part.isdigit() and int(part) < len(owner) else None
+        else:
+            owner = getattr(owner, part, None)
+    return (owner, name) if name in getattr(owner, '__dict__', {}) else None
+
+
+def _check_moves(owner: Any, name: str, param: str, values: tuple[float, float]) -> None:
+    """Check that the parameter is a number, and may have these values."""
+    checks, value = getattr(owner, 'checks', {}), getattr(owner, name)
+    if isinstance(value, (bool, str)) or not (isinstance(value, (int, float)) or (value is None and name in checks)):
+        raise TypeError(f'AssignerScheduleHook: {param} of {type(owner).__name__} is {value!r}, which is not a number.')
+    for new in values:
+        if name in checks:
+            checks[name](name, new)
