@@ -122,7 +122,7 @@ def assert_same_losses(stock: dict, ours: dict, leaves: list[torch.Tensor]) -> N
             torch.testing.assert_close(g, e, rtol=1e-5, atol=1e-5 * e.abs().max().item() + 1e-12, msg=name_it)
 
 
-@pytest.mark.parametrize('ours_or_stock', ['stock assigner', 'our assigner'])
+@pytest.mark.parametrize('ours_or_stock', ['stock assigner', 'our assigner', 'soft plan read hard'])
 @pytest.mark.parametrize('seed', [0, 1])
 @pytest.mark.parametrize('head', DENSE)
 def test_a_dense_head_with_a_hard_plan_is_mmdets(head, seed, ours_or_stock):
@@ -138,6 +138,17 @@ def test_a_dense_head_with_a_hard_plan_is_mmdets(head, seed, ours_or_stock):
             background_cost=-0.3,
             box_source='priors',
             keep_every_gt=False,
+        )
+    elif ours_or_stock == 'soft plan read hard':
+        changes['train_cfg'].assigner = dict(
+            type='uotod_mmdet.UnbalancedSinkhornAssigner',
+            match_costs=[dict(type='IoUCost', iou_mode='giou'), dict(type='uotod_mmdet.InsideGTCost', weight=20.0)],
+            box_source='priors',
+            normalize_cost=False,
+            reg=0.1,
+            reg_target=1.0,
+            gt_mass=4,
+            hard=True,
         )
     cfg = head_config(head, **changes)
     stock = MODELS.build(cfg)

@@ -17,7 +17,7 @@ from uotod_mmdet.ops import act_if, mask_pairs
 from uotod_mmdet.registry import TASK_UTILS
 
 from .match_inputs import checked_mask, checked_mass
-from .matching import Matching, on_ignored, read_hard
+from .matching import Matching, harden, on_ignored, read_hard
 
 
 class TransportAssigner(BaseAssigner):
@@ -36,10 +36,12 @@ class TransportAssigner(BaseAssigner):
             area, exceeds this takes part in no loss. -1: ignored boxes have no effect.
         keep_every_gt: Whether, in the hard reading, a ground truth that no prediction chose gets the best prediction
             that no other ground truth needs.
+        hard: Whether a head of ours, too, trains on the hard reading: on a plan of zeros and ones in which each
+            prediction goes to its heaviest column. mmdet's heads always do.
     """
 
     checks: ClassVar[dict[str, Callable[[str, Any], Any]]] = dict(
-        background=switch, background_cost=number, ignore_iof_thr=number, keep_every_gt=switch
+        background=switch, background_cost=number, ignore_iof_thr=number, keep_every_gt=switch, hard=switch
     )
     """Checks of attributes, those set later included: functions of name and value that return the value, or raise."""
 
@@ -51,6 +53,7 @@ class TransportAssigner(BaseAssigner):
         box_source: str = 'auto',
         ignore_iof_thr: float = 0.5,
         keep_every_gt: bool = True,
+        hard: bool = False,
     ) -> None:
         costs: list[Any] = list(match_costs) if isinstance(match_costs, (list, tuple)) else [match_costs]
         if not costs:
@@ -69,6 +72,7 @@ class TransportAssigner(BaseAssigner):
         self.box_source = box_source
         self.ignore_iof_thr = ignore_iof_thr
         self.keep_every_gt = keep_every_gt
+        self.hard = hard
 
     def __setattr__(self, name: str, value: Any) -> None:
         check = self.checks.get(name)
@@ -169,7 +173,10 @@ class TransportAssigner(BaseAssigner):
     ) -> tuple[Tensor, Optional[Tensor]]:
         """Plan and iterations; see :meth:`_solve`. B and N may be 0."""
         found = self._solve(cost, gt_mask, gt_mass, pred_mask) if cost.numel() else cost
-        return found if isinstance(found, tuple) else (found, None)
+        plan, num_iter = found if isinstance(found, tuple) else (found, None)
+        if self.hard and cost.numel():
+            plan = harden(plan, cost, gt_mask, self.keep_every_gt)
+        return plan, num_iter
 
     @torch.no_grad()
     def match_batch(self, batch: Batch, num_level_priors: Optional[Sequence[int]] = None) -> Matching:

@@ -9,7 +9,7 @@ from mmengine.structures import InstanceData
 from torch import Tensor
 
 from uotod_mmdet.costs import Batch, ignored_boxes
-from uotod_mmdet.ops import act_if
+from uotod_mmdet.ops import act_if, one_hot_plan
 
 
 class Matching(NamedTuple):
@@ -70,6 +70,12 @@ def read_plan(plan: Tensor, cost: Tensor, gt_mask: Tensor, keep_every_gt: bool) 
         gt_inds[best] = gt + 1
         count[gt + 1] += 1
     return gt_inds
+
+
+def harden(plan: Tensor, cost: Tensor, gt_mask: Tensor, keep_every_gt: bool) -> Tensor:
+    """The plan (B, N, M + 1) as :func:`read_plan` reads it: 1 at one column of each row that has mass, 0 elsewhere."""
+    gt_inds = [read_plan(*image, keep_every_gt) for image in zip(plan, cost[:, :, :-1], gt_mask)]
+    return one_hot_plan(torch.stack(gt_inds) - 1, plan.sum(2) > 0, True, plan)
 
 
 def on_ignored(owner: str, boxes: Optional[Tensor], ignored: InstanceData, iof_thr: float) -> Tensor:
