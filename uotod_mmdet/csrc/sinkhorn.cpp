@@ -70,11 +70,8 @@ struct Side {
     // Absorb the potentials: scalings are 1.
     void restart() {
         absorbed = potential, scaling = alive;
-        for (long i = 0; power != 1 && i < count; i += 8) {
-            f8 exponent;
-            for (int lane = 0; lane < 8; ++lane) exponent[lane] = (float)((power - 1.0) * absorbed[i + lane]);
-            store(&factor[i], load(&alive[i]) > 0.0f ? exp8(exponent) : all(0.0f));
-        }
+        for (long i = 0; power != 1 && i < count; ++i)
+            factor[i] = live(i) ? (float)std::exp(std::min((power - 1.0) * absorbed[i], 88.0)) : 0.0f;
     }
 
     f8 update(long i, f8 sums) const {
@@ -120,12 +117,8 @@ struct Side {
         for (long i = 0; i < count; ++i)
             if (live(i)) largest = std::max(largest, log_mass[i] - ratio(trial[i]));
         if (std::isinf(largest)) return -INF;
-        for (long i = 0; i < count; i += 8) {
-            f8 exponent;
-            for (long k = i; k < i + 8; ++k)
-                exponent[k - i] = live(k) ? (float)(log_mass[k] - ratio(trial[k]) - largest) : DEAD;
-            sum += sum8(exp8(exponent));
-        }
+        for (long i = 0; i < count; ++i)
+            if (live(i)) sum += std::exp(log_mass[i] - ratio(trial[i]) - largest);
         return largest + std::log(sum);
     }
 
@@ -184,11 +177,12 @@ class Solver {
     long columns = 0;                     // that have mass; the others are left out
     std::vector<long> places;             // of these columns in the problem
     size_t capacity = 0;
-    std::unique_ptr<T[]> exponents;        // of the kernel without potentials
-    std::unique_ptr<float[]> kernel;       // with those that are absorbed
-    std::vector<float> lanes;              // for each column, eight partial sums
-    std::vector<float> masses;             // of the columns
-    std::vector<float> row_mass;           // of the plan that `dual` found
+    std::unique_ptr<T[]> exponents;   // of the kernel without potentials
+    std::unique_ptr<float[]> kernel;  // with those that are absorbed
+    std::vector<float> lanes;         // for each column, eight partial sums
+    std::vector<float> masses;        // of the columns
+    std::vector<float> row_mass;      // of the plan that `dual` found
+    std::vector<float> float_sums;
     std::vector<float> weights, weighted;  // what rows, and a column's entries, count in the Hessian
     std::vector<double> column_sums, hessian, gradient;
     Side a, b;
@@ -228,6 +222,7 @@ class Solver {
             capacity = size;
         }
         row_mass.resize(tiles * ROWS), lanes.resize(columns * 8), column_sums.resize(columns);
+        float_sums.assign((columns + 7) / 8 * 8, 0.0f);
         a.fill(mass_a, rows, tiles * ROWS, rho_a), b.fill(masses.data(), columns, (columns + 7) / 8 * 8, rho_b);
         const T scale = (T)(-1.0 / reg);
         for (long first = 0; first < rows; first += ROWS)
@@ -315,11 +310,8 @@ class Solver {
             store(&a.scaling[i], u);
             return u;
         });
-        for (long j = 0; j < columns; j += 8) {
-            f8 sums = {};
-            for (long k = j; k < std::min(j + 8, columns); ++k) sums[k - j] = (float)column_sums[k];
-            store(&b.scaling[j], b.update(j, sums));
-        }
+        std::copy(column_sums.begin(), column_sums.end(), float_sums.begin());
+        for (long j = 0; j < b.count; j += 8) store(&b.scaling[j], b.update(j, load(&float_sums[j])));
     }
 
     // Remove the translation and find `error`. Returns the largest logarithm of a scaling; where floats hold it, the
