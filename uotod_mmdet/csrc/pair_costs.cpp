@@ -59,14 +59,16 @@ void add_overlaps(const Term &term, const float *box, const Scratch &gt, long co
 
 // Distances of corners, or of centres, widths and heights, in units of the image.
 void add_l1(const Term &term, const float *box, const float *size, const Scratch &gt, long count, float *sum) {
-    const float weight = (float)term.weight;
-    for (long j = 0; j < count; j += 8)
+    const f4 by = (float)term.weight / f4{size[0], size[1], size[2], size[3]};
+    for (long j = 0; j < count; j += 8) {
+        f8 value = {};
         for (long axis = 0; axis < 2; ++axis) {
             f8 first = box[axis] - gt.coordinate(axis, j), second = box[axis + 2] - gt.coordinate(axis + 2, j);
             if (term.centred) first = 0.5f * (first + second), second = 2.0f * (second - first);
-            const f8 value = abs8(first) * (weight / size[axis]) + abs8(second) * (weight / size[axis + 2]);
-            store(sum + j, load(sum + j) + value);
+            value += abs8(first) * by[axis] + abs8(second) * by[axis + 2];
         }
+        store(sum + j, load(sum + j) + value);
+    }
 }
 
 // The probability of the ground truth's class.
