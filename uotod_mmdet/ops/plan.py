@@ -33,7 +33,7 @@ def list_pairs(plan: Tensor, min_weight: float, few: bool) -> ListedPairs:
             pairs of a plan of up to :data:`ALL` entries, as torch.compile does of any plan; the others then weigh 0.
     """
     num_preds, columns = plan.shape[1:]
-    if type(plan) is Tensor and plan.device.type == 'cpu' and not is_traced():
+    if type(plan) is Tensor and plan.is_cpu and plan.dtype is not torch.bfloat16 and not is_traced():
         return _list_by_numpy(plan, min_weight)
     kept = plan >= min_weight if min_weight else plan > 0
     kept[:, :, -1] = False
@@ -58,7 +58,7 @@ def _list_by_numpy(plan: Tensor, min_weight: float) -> ListedPairs:
     index = np.flatnonzero(kept)
     rows = index // columns
     images = rows // max(num_preds, 1)
-    places = rows, index - rows * columns + images * (columns - 1), images
-    return ListedPairs(
-        *map(torch.from_numpy, places), plan.flatten()[torch.from_numpy(index)], plan[:, :, -1].flatten()
-    )
+    gts = index - rows * columns + images * (columns - 1)
+    places = [torch.from_numpy(array) for array in (rows, gts, images)]
+    weight = plan.reshape(-1).index_select(0, torch.from_numpy(index))
+    return ListedPairs(places[0], places[1], places[2], weight, plan[:, :, -1].flatten())
