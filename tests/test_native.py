@@ -328,7 +328,8 @@ def test_gradients_of_plans_are_not_lost():
 def softmax_case():
     given = dict(scores=torch.zeros(3, 5), label=4, label_weight=torch.ones(3), rows=torch.tensor([0, 2]))
     given.update(labels=torch.tensor([1, 0]), weights=torch.ones(2))
-    return {**given, 'losses': torch.empty(3), 'log_sums': torch.empty(3, 2)}
+    given.update(losses=torch.empty(3), log_sums=torch.empty(3, 2), grad=None, gradient=None)
+    return given
 
 
 @compiled
@@ -343,7 +344,7 @@ def softmax_case():
         dict(label='4'),
         dict(rows=torch.zeros(2, dtype=torch.int32)),
         dict(weights=torch.ones(3)),
-        dict(losses=None),
+        dict(log_sums=None),
         dict(labels=torch.zeros(2, dtype=torch.long), more=1),
     ],
     ids=lambda wrong: next(iter(wrong)),
@@ -404,10 +405,10 @@ def test_indices_are_not_followed_out_of_bounds(change):
 def test_indices_of_every_other_kernel_are_checked_too():
     index, one = torch.tensor([0, 9]), torch.ones(2)
     wrong_pairs = dict(preds=torch.ones(3, 4), truths=torch.ones(3, 4), sizes=None, pair_images=index, weights=one)
-    wrong_pairs.update(centred=0, scale=1.0, eps=1e-6)
+    wrong_pairs.update(centred=0, scale=1.0, eps=1e-6, losses=torch.empty(2), grad=None, gradient=None)
     for rows, truths in ((index, index * 0), (index * 0, index)):
         with pytest.raises(IndexError, match='uotod_box_losses'):
-            BOX_LOSSES(**wrong_pairs, pair_rows=rows, pair_truths=truths, losses=torch.empty(2))
+            BOX_LOSSES(**wrong_pairs, pair_rows=rows, pair_truths=truths)
     with pytest.raises(IndexError, match='uotod_focal_rows'):
         FOCAL_ROWS(
             logits=torch.ones(2, 2), gamma=2.0, weights=one, index=index, entry_losses=one, entry_slopes=None,

@@ -118,22 +118,3 @@ extern "C" int uotod_assign(const float *cost, int64_t stride, const uint8_t *ro
     }
     return failed ? -1 : infinite;
 }
-
-// The plan (rows, width) of an assignment: 1 at the column of each row, or else, with `background` and where the mask
-// is not 0, at the last one.
-extern "C" int uotod_one_hot(const int64_t *columns, const uint8_t *row_mask, int64_t background, int64_t images,
-                             int64_t preds, int64_t width, float *plan, int threads) {
-    const int64_t rows = images * preds;
-    for (int64_t row = 0; row < rows; ++row)
-        if (columns[row] < -1 || columns[row] >= width - 1) return -2;
-#pragma omp parallel for num_threads(threads) schedule(static)
-    for (int64_t row = 0; row < rows; ++row) {
-        float *to = plan + row * width;
-        std::fill(to, to + width, 0.0f);
-        if (columns[row] >= 0)
-            to[columns[row]] = 1;
-        else if (background && row_mask[row])
-            to[width - 1] = 1;
-    }
-    return 0;
-}

@@ -8,17 +8,14 @@ from .focal_rows import focal_rows, pays_in_blocks, softplus
 from .giou import giou_losses
 from .overlaps import pairwise_overlaps
 from .pair_costs import CostTerm, PairInputs, mask_pairs, pair_costs
-from .plan import ListedPairs, list_pairs, sum_groups, sums_of_plan
+from .plan import list_pairs
 from .sinkhorn import largest_cost, sinkhorn
 from .softmax_rows import softmax_rows
 
 __all__ = [
-    'ListedPairs',
     'assign',
     'distribution_rows',
     'one_hot_plan',
-    'sum_groups',
-    'sums_of_plan',
     'CostTerm',
     'PairInputs',
     'act_if',

@@ -13,9 +13,6 @@ KERNEL = Kernel(
     'uotod_assign',
     'cost: f32[B N M]~, cost.stride, row_mask: bool[B N], column_mask: bool[B M], B, N, M, columns: i64[B N]',
 )
-ONE_HOT_KERNEL = Kernel(
-    'uotod_one_hot', 'columns: i64[B N], row_mask: bool[B N], background: int, B, N, K, plan: f32[B N K]'
-)
 
 
 def assign(cost: Tensor, row_mask: Optional[Tensor], column_mask: Optional[Tensor]) -> Tensor:
@@ -69,11 +66,6 @@ def one_hot_plan(columns: Tensor, row_mask: Tensor, background: bool, like: Tens
         background: Whether rows without a column go to the last one.
         like: A tensor of the shape (B, N, K), dtype and device of the plan.
     """
-    plan = torch.empty_like(like)
-    write = ONE_HOT_KERNEL.bind(plan=plan, columns=columns)
-    if write is not None:
-        write(row_mask=row_mask.contiguous(), background=bool(background))
-        return plan
     index = torch.where(columns < 0, like.size(2) - 1, columns)[:, :, None]
     weight = row_mask if background else columns >= 0
     return torch.zeros_like(like).scatter_(2, index, weight[:, :, None].to(like.dtype))

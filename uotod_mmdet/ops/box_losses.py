@@ -11,13 +11,13 @@ from .giou import giou_and_slopes, giou_losses
 from .native import Kernel
 from .registration import Op
 
-_ARGUMENTS = (
+KERNEL = Kernel(
+    'uotod_box_losses',
     'preds: f32[R 4], R, truths: f32[G 4], G, sizes: f32[B 4]?, B, centred: int, pair_rows: i64[K], '
-    'pair_truths: i64[K], pair_images: i64[K], weights: f32[K], K, scale: float, eps: float, '
+    'pair_truths: i64[K], pair_images: i64[K], weights: f32[K], K, scale: float, eps: float, losses: f32[K]?, '
+    'grad: f32[K]?~, grad.stride, gradient: f32[R 4]?',
 )
 _TENSORS = ('preds', 'truths', 'sizes', 'pair_rows', 'pair_truths', 'pair_images', 'weights')
-KERNEL = Kernel('uotod_box_losses', _ARGUMENTS + 'losses: f32[K]')
-GRADIENT_KERNEL = Kernel('uotod_box_losses_gradient', _ARGUMENTS + 'grad: f32[K]~, grad.stride, gradient: f32[R 4]')
 
 
 def gathered_box_losses(
@@ -72,7 +72,7 @@ def box_losses_op(
     run = KERNEL.bind(**given)
     if run is not None:
         losses = torch.empty_like(weights)
-        run(centred=int(sizes is not None), scale=scale, eps=eps, losses=losses)
+        run(centred=int(sizes is not None), scale=scale, eps=eps, losses=losses, grad=None, gradient=None)
         return losses
     return _reference(preds, truths, sizes, rows, gts, images, weights, scale, eps)
 
@@ -92,10 +92,10 @@ def box_losses_gradient_op(
 ) -> Tensor:
     """Gradient of the sum of losses times ``grad`` (K,) by the predictions, (R, 4)."""
     given = dict(zip(_TENSORS, (preds, truths, sizes, rows, gts, images, weights)), grad=grad)
-    run = GRADIENT_KERNEL.bind(**given)
+    run = KERNEL.bind(**given)
     if run is not None:
         gradient = torch.empty_like(preds)
-        run(centred=int(sizes is not None), scale=scale, eps=eps, gradient=gradient)
+        run(centred=int(sizes is not None), scale=scale, eps=eps, losses=None, gradient=gradient)
         return gradient
     pred, truth = preds.index_select(0, rows), truths.index_select(0, gts)
     if eps < 0:

@@ -8,11 +8,10 @@ from torch.autograd.function import once_differentiable
 
 from .native import Kernel
 
-_ARGUMENTS = 'logits: f32[N C], target: f32[N], N, C, '
-KERNEL = Kernel('uotod_distribution_rows', _ARGUMENTS + 'losses: f32[N], log_sums: f32[N 2]')
-GRADIENT_KERNEL = Kernel(
-    'uotod_distribution_rows_gradient',
-    _ARGUMENTS + 'log_sums: f32[N 2], grad: f32[N]~, grad.stride, gradient: f32[N C]',
+KERNEL = Kernel(
+    'uotod_distribution_rows',
+    'logits: f32[N C], target: f32[N], N, C, losses: f32[N]?, log_sums: f32[N 2], grad: f32[N]?~, grad.stride, '
+    'gradient: f32[N C]?',
 )
 
 
@@ -39,7 +38,7 @@ class _CompiledRows(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: Tensor, target: Tensor) -> Tensor:
         losses, log_sums = torch.empty_like(target), logits.new_empty(len(logits), 2)
-        KERNEL(logits=logits, target=target, losses=losses, log_sums=log_sums)
+        KERNEL(logits=logits, target=target, losses=losses, log_sums=log_sums, grad=None, gradient=None)
         ctx.save_for_backward(logits, target, log_sums)
         return losses
 
@@ -48,5 +47,6 @@ class _CompiledRows(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple:
         logits, target, log_sums = ctx.saved_tensors
         gradient = torch.empty_like(logits)
-        GRADIENT_KERNEL(logits=logits, target=target, log_sums=log_sums, grad=grad.resolve_neg(), gradient=gradient)
+        given = dict(logits=logits, target=target, log_sums=log_sums, grad=grad.resolve_neg())
+        KERNEL(**given, losses=None, gradient=gradient)
         return gradient, None

@@ -61,7 +61,7 @@ class Kernel:
 
             - ``name: dtype[sizes]``, a contiguous tensor of f32, f64, i64 or bool. A size is a number or a name, which
               stands for the same size wherever it appears. ``dtype[sizes]?`` may be None, a null pointer;
-              ``dtype[sizes]~`` may have rows of any distance: only its last dimension is contiguous.
+              ``dtype[sizes]~`` may have rows of any distance: only its last dimension is contiguous. ``?~``: both.
             - ``name: int`` or ``name: float``, a number that the caller gives.
             - ``name`` alone, the size of that name; ``name.stride``, the distance of the rows of the tensor, in
               elements.
@@ -81,7 +81,7 @@ class Kernel:
             if kind in ('int', 'float'):
                 self.numbers[argument] = int if kind == 'int' else float
             elif kind:
-                declared = re.fullmatch(r'(\w+)\[(.*)\]([?~]?)', kind)
+                declared = re.fullmatch(r'(\w+)\[(.*)\](\??~?)', kind)
                 assert declared is not None, kind
                 dtype, sizes, mark = declared.groups()
                 shape = tuple(int(size) if size.isdigit() else size for size in sizes.split())
@@ -110,7 +110,7 @@ class Kernel:
                     return name
                 continue
             dtype, shape, mark = tensors[name]
-            if value is None and mark == '?':
+            if value is None and '?' in mark:
                 continue
             kind = type(value)
             if (
@@ -121,7 +121,7 @@ class Kernel:
                 or value.is_neg()
             ):
                 return name
-            if mark == '~':
+            if '~' in mark:
                 distance = _distance(value)
                 if distance is None:
                     return name
@@ -173,7 +173,7 @@ class Call(NamedTuple):
                 converted.append(c_int64(sizes[name]))
             elif name in kernel.numbers:
                 converted.append((c_double if kernel.numbers[name] is float else c_int64)(arguments[name]))
-            else:  # the size of a tensor that is None
+            else:  # the size, or the distance of the rows, of a tensor that is None
                 converted.append(c_int64(0))
         result = getattr(library, kernel.name)(*converted, c_int(torch.get_num_threads()))
         if result == -1:

@@ -13,12 +13,10 @@ from .deferred import is_transformed
 from .native import Kernel
 from .registration import Op
 
-_ARGUMENTS = (
+KERNEL = Kernel(
+    'uotod_softmax_rows',
     'scores: f32[N C], N, C, label: int, label_weight: f32[N], rows: i64[K], labels: i64[K], weights: f32[K], K, '
-)
-KERNEL = Kernel('uotod_softmax_rows', _ARGUMENTS + 'losses: f32[N], log_sums: f32[N 2]')
-GRADIENT_KERNEL = Kernel(
-    'uotod_softmax_rows_gradient', _ARGUMENTS + 'log_sums: f32[N 2], grad: f32[N]~, grad.stride, gradient: f32[N C]'
+    'losses: f32[N]?, log_sums: f32[N 2], grad: f32[N]?~, grad.stride, gradient: f32[N C]?',
 )
 
 
@@ -54,7 +52,7 @@ def softmax_rows_op(
     run = KERNEL.bind(**given)
     if run is not None:
         losses, log_sums = torch.empty_like(label_weight), scores.new_empty(len(scores), 2)
-        run(label=label, losses=losses, log_sums=log_sums)
+        run(label=label, losses=losses, log_sums=log_sums, grad=None, gradient=None)
         return losses, log_sums
     return _reference(scores, label, label_weight, rows, labels, weights)
 
@@ -85,10 +83,10 @@ def softmax_rows_gradient_op(
     """Gradient of the sum of losses times ``grad`` (N,) by the scores, (N, C)."""
     given = dict(scores=scores, label_weight=label_weight, rows=rows, labels=labels, weights=weights)
     given.update(log_sums=log_sums, grad=grad)
-    run = GRADIENT_KERNEL.bind(**given)
+    run = KERNEL.bind(**given)
     if run is not None:
         gradient = torch.empty_like(scores)
-        run(label=label, gradient=gradient)
+        run(label=label, losses=None, gradient=gradient)
         return gradient
     mass = label_weight.index_add(0, rows, weights)
     gradient = (scores - log_sums[:, :1]).sub_(log_sums[:, 1:]).exp_().mul_((grad * mass)[:, None])

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from uotod_mmdet.arguments import number
-from uotod_mmdet.ops import list_pairs, sum_groups
+from uotod_mmdet.ops import list_pairs
 
 MIN_WEIGHT = 1e-5
 """Pairs lighter than this are dropped by default.
@@ -31,7 +31,7 @@ class Pairs(NamedTuple):
 
     def sum_by_image(self, values: Tensor) -> Tensor:
         """Sums of a value of each pair (K,), (B,)."""
-        return sum_groups(values, self.images, self.num_images)
+        return values.new_zeros(self.num_images).index_add(0, self.images, values)
 
     def sum_by_row(self, values: Tensor) -> Tensor:
         """Sums of a value of each pair (K,), (B * N,)."""

@@ -9,7 +9,7 @@ import torch
 from mmengine.logging import print_log
 from torch import Tensor
 
-from uotod_mmdet.ops import ListedPairs, act_if, is_traced, sums_of_plan
+from uotod_mmdet.ops import act_if, is_traced
 
 from .pairs import Pairs
 
@@ -34,18 +34,19 @@ def plan_statistics(
     images, gts = max(pairs.num_images, 1), gt_mask.sum().clamp(min=1)
     if assigner is not None and not is_traced():
         _warn_if_too_soft(pairs, gts, assigner)
-    sums = sums_of_plan(ListedPairs(*pairs[:5]), gt_mask)
-    if sums is not None:
-        mass, unmatched, entropy, matched = sums.to(pairs.weight.dtype)
-        return _named_statistics(mass / images, unmatched / gts, entropy / matched.clamp(min=1), num_iter)
     gt_mass = pairs.weight.new_zeros(gt_mask.numel()).index_add(0, pairs.gts, pairs.weight)
     unmatched = (gt_mass < 0.5) & gt_mask.flatten()
     row_mass = pairs.row_mass
     matched = row_mass > 2 * pairs.background
-    entropy = pairs.sum_by_row(_entropy(pairs.weight / row_mass[pairs.rows]))
-    entropy = entropy + _entropy(pairs.background / torch.where(row_mass > 0, row_mass, 1))
-    entropy = torch.where(matched, entropy, 0).sum() / matched.sum().clamp(min=1)
-    return _named_statistics(pairs.weight.sum() / images, unmatched.sum() / gts, entropy, num_iter)
+    # -sum p log p of p = P / mass is the same of P, divided by the mass, plus the logarithm of the mass.
+    entropy = _entropy(pairs.background).index_add(0, pairs.rows, _entropy(pairs.weight))
+    entropy = torch.where(matched, entropy / row_mass + row_mass.log(), 0).sum() / matched.sum().clamp(min=1)
+    statistics = dict(
+        matched_mass=pairs.weight.sum() / images, unmatched_gts=unmatched.sum() / gts, plan_entropy=entropy
+    )
+    if num_iter is not None:
+        statistics['sinkhorn_iters'] = num_iter.to(entropy.dtype).mean()
+    return statistics
 
 
 EVERYONE, EVERYONE_ALIKE = 0.5, 0.99
@@ -93,15 +94,6 @@ def _warn_if_too_soft(pairs: Pairs, gts: Tensor, assigner: Any) -> None:
 
     share = torch.where(mass > 2 * gts, EVERYONE, EVERYONE_ALIKE)
     act_if(soft & (carrying > share * num_preds * gts), warn)
-
-
-def _named_statistics(
-    matched_mass: Tensor, unmatched_gts: Tensor, plan_entropy: Tensor, num_iter: Optional[Tensor]
-) -> dict[str, Tensor]:
-    statistics = dict(matched_mass=matched_mass, unmatched_gts=unmatched_gts, plan_entropy=plan_entropy)
-    if num_iter is not None:
-        statistics['sinkhorn_iters'] = num_iter.to(matched_mass.dtype).mean()
-    return statistics
 
 
 def _entropy(probability: Tensor) -> Tensor:
