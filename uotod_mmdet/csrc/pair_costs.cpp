@@ -73,13 +73,16 @@ void add_l1(const Term &term, const float *box, const float *size, const Scratch
 
 // The probability of the ground truth's class.
 void add_softmax(const Term &term, const float *scores, long classes, Scratch &gt, long count, float *sum) {
-    f8 most = all(-INFINITY), total = {};  // the total is NaN where a score is NaN or +inf
-    each8(scores, classes, -INFINITY, [&](f8 x, int64_t, int64_t) { most = max8(x, most); });
-    const float largest = largest8(most);
-    each8(scores, classes, -INFINITY, [&](f8 x, int64_t place, int64_t) {
-        const f8 value = exp8(x - largest);
-        store(&gt.probs[place], value), total += value;
-    });
+    f8 total;  // NaN where a score is NaN or +inf
+    const auto write = [&](float largest) {
+        total = all(0.0f);
+        each8(scores, classes, -INFINITY, [&](f8 x, int64_t place, int64_t) {
+            const f8 value = exp8(x - largest);
+            store(&gt.probs[place], value), total += value;
+        });
+    };
+    write(0);
+    if (!is_moderate(sum8(total))) write(*std::max_element(scores, scores + classes));
     const float scale = (float)term.weight / sum8(total);
     for (long j = 0; j < count; ++j) sum[j] += gt.probs[gt.labels[j]] * scale;
 }

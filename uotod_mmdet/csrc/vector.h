@@ -83,6 +83,9 @@ static inline f8 exp8(f8 any) {
     return any < -87.3f ? zero : p * (f8)(((i8)rounded + 127) << 23);
 }
 
+// Whether a sum of exponentials is precise: neither did large numbers count as 88, nor were all too small. Not NaN.
+static inline bool is_moderate(float sum) { return sum > 3e-4f && sum < 3e3f; }
+
 // log of positive normal numbers to about one unit in the last place. Coefficients: Cephes.
 static inline f8 log8(f8 x) {
     const i8 shifted = (i8)x - 0x3f3504f3;  // sqrt(1/2)
