@@ -28,7 +28,7 @@ test: env
 	@'$(VENV)/bin/python' -m pytest $(ARGS)
 
 quick: env
-	@'$(VENV)/bin/python' -m pytest -m 'not slow' $(ARGS)
+	@OMP_NUM_THREADS=1 '$(VENV)/bin/python' -m pytest -m 'not slow' -n auto $(ARGS)
 
 lint: env
 	@'$(VENV)/bin/python' -m ruff check .

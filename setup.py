@@ -56,7 +56,7 @@ setup(
     install_requires=['numpy', 'scipy', 'packaging', 'filelock', 'tqdm'],
     extras_require={
         'mmdet': ['mmengine>=0.10.4,<1', 'mmcv>=2.0,<2.2', 'mmdet>=3.3,<3.4'],
-        'tests': ['pytest', 'POT', 'hypothesis'],
+        'tests': ['pytest', 'pytest-xdist', 'POT', 'hypothesis'],
         # Bounded: each version of a formatter formats a little differently.
         'lint': ['ruff>=0.17,<0.18', 'mypy>=2.4,<2.5', 'clang-format>=23,<24'],
         'plots': ['matplotlib'],

@@ -417,6 +417,7 @@ FORMS = {
 @pytest.mark.parametrize('form', FORMS)
 @pytest.mark.parametrize('head, name', [('RetinaHead', 'MaxIoUAssigner'), ('DETRHead', 'HungarianAssigner')])
 @pytest.mark.parametrize('prefix', ['', 'uotod_mmdet.'])
+@pytest.mark.slow
 def test_every_form_of_ground_truths_gives_the_losses_of_plain_tensors(head, name, prefix, form):
     if prefix:
         name = 'HungarianAssigner'

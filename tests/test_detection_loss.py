@@ -208,6 +208,7 @@ def with_plan(module, plan):
     [('CrossEntropyLoss', 'last'), ('CrossEntropyLoss', 'first'), ('FocalLoss', 'none')],
 )
 @pytest.mark.parametrize('reduction', ['none', 'mean', 'sum'])
+@pytest.mark.slow
 def test_gradcheck(loss_cls, position, reduction):
     case = random_case(0, position, batch=2, num_preds=5, num_gts=3)
     case['target']['mask'][:] = torch.tensor([[True, True, False], [True, False, False]])
@@ -519,6 +520,7 @@ BOX_LOSSES = (  # without CIoULoss: its factor alpha is a constant to mmdet's au
 
 
 @pytest.mark.parametrize('loss_bbox', BOX_LOSSES)
+@pytest.mark.slow
 def test_gradcheck_of_each_box_loss(loss_bbox):
     case = random_case(18, 'none', batch=1, num_preds=5, num_gts=3)
     case['target']['mask'][:] = True
@@ -550,6 +552,7 @@ BOX_LOSSES_WITH_GRADIENTS = [
 @pytest.mark.parametrize('size', [1e-6, 1e-3, 1, 1e4])
 @pytest.mark.parametrize('way', ['pair_losses', 'box_losses'])
 @pytest.mark.parametrize('loss', BOX_LOSSES_WITH_GRADIENTS)
+@pytest.mark.slow
 def test_gradcheck_of_box_losses_on_pairs_of_every_size(loss, way, size):
     generator = torch.Generator().manual_seed(1)
     boxes, gts = (random_boxes(n, generator=generator) * size for n in (6, 3))

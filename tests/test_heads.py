@@ -208,6 +208,7 @@ def test_our_head_does_a_training_step_on_a_soft_plan(head):
 
 
 @pytest.mark.parametrize('head', [*DENSE, 'DETRHead'])
+@pytest.mark.slow
 def test_our_head_predicts_as_mmdets(head):
     if head == 'SSDHead':
         pytest.skip("mmdet 3.3's SSDHead cannot predict: it looks for a loss_cls that it does not have")
@@ -221,6 +222,7 @@ def test_our_head_predicts_as_mmdets(head):
         assert torch.equal(stock.bboxes, ours.bboxes) and torch.equal(stock.scores, ours.scores)
 
 
+@pytest.mark.slow
 def test_ssd_with_our_head_predicts():
     detector = build(plan_config('SSDHead', 'HungarianAssigner')).eval()
     batch = images_and_samples((3,), 300)

@@ -128,6 +128,7 @@ WRONG = {
 
 @pytest.mark.parametrize('wrong', WRONG)
 @pytest.mark.parametrize('name', ['GFLHead', 'ATSSHead', 'VFNetHead', 'RetinaHead', 'SSDHead', 'DETRHead'])
+@pytest.mark.slow
 def test_a_head_names_the_argument_of_a_wrong_type_shape_or_count(name, wrong):
     change, message = WRONG[wrong]
     with pytest.raises((TypeError, ValueError), match=message):

@@ -58,6 +58,7 @@ def losses(model: torch.nn.Module, gts: list, ignored: list, metas: list) -> dic
 
 @pytest.mark.parametrize('name', ARGUMENTS)
 @pytest.mark.parametrize('head, works', [('RetinaHead', IN_A_DENSE_HEAD), ('DETRHead', IN_A_DETR_HEAD)])
+@pytest.mark.slow
 def test_it_trains_or_is_refused_when_the_head_is_built(head, works, name):
     config = dict(type=name, **ARGUMENTS[name])
     if name not in works:

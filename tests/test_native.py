@@ -546,6 +546,7 @@ def test_large_logits_lose_nothing_beside_each_other(size, classes):
 
 
 @pytest.mark.parametrize('weight', [1e9, 1e20, 1e30])
+@pytest.mark.slow
 def test_a_penalty_beyond_rounding_is_a_constraint(both, weight):
     cost, a, b = transport_problem(seed=2)
     expected = sinkhorn(cost.double(), a.double(), b.double(), 0.1, None, None, tol=1e-9).plan

@@ -167,6 +167,7 @@ def problem(dtype=torch.float32):
 
 
 @pytest.mark.parametrize('reg_b', [None, 1.0])
+@pytest.mark.slow
 def test_sinkhorn_compiles_to_one_graph(reg_b):
     cost, a, b = problem()
     assert_same_compiled(lambda cost: ot.sinkhorn(cost, a, b, 0.1, reg_b=reg_b)._asdict(), cost)
@@ -184,6 +185,7 @@ def test_sinkhorn_with_gradient_compiles_to_one_graph():
 
 
 @pytest.mark.parametrize('newton_after', [2, None])
+@pytest.mark.slow
 def test_gradients_pass_through_sinkhorn_and_newton(newton_after):
     cost, a, b = problem(torch.float64)
 
@@ -222,6 +224,7 @@ def build_loss(case: str) -> torch.nn.Module:
 
 
 @pytest.mark.parametrize('case', loss_inputs())
+@pytest.mark.slow
 def test_losses_compile_to_one_graph(case):
     loss, (pred, target) = build_loss(case), loss_inputs()[case]
     weight = torch.linspace(0.5, 2, 6)
@@ -290,6 +293,7 @@ def test_detection_loss_compiles_to_one_graph(loss_cls, masked):
     assert_same_compiled(terms, *(values.requires_grad_() for values in found.values()))
 
 
+@pytest.mark.slow
 def test_detection_loss_is_exported():
     loss, found, target = detection_loss()
     exported = torch.export.export(loss, (found, target), strict=False).module()
@@ -321,6 +325,7 @@ def test_an_exact_assignment_says_that_it_is_not_traced_and_torch_compile_goes_a
 
 @pytest.mark.parametrize('strict', [True, False])
 @pytest.mark.parametrize('case', loss_inputs())
+@pytest.mark.slow
 def test_losses_are_exported_for_any_number_of_rows(case, strict):
     loss, (pred, target) = build_loss(case), loss_inputs()[case]
     rows = {0: torch.export.Dim('rows', min=2)}

@@ -22,6 +22,8 @@ import study_results  # noqa: E402
 import study_run  # noqa: E402
 from study_file import StudyError, load_study  # noqa: E402
 
+pytestmark = pytest.mark.slow  # every study is read with all its configs
+
 SETTINGS = """
 title = 'Tiny'
 question = 'Is all kept?'
@@ -257,7 +259,6 @@ def finished(tmp_path_factory):
     return path
 
 
-@pytest.mark.slow
 def test_run_keeps_what_the_report_needs(finished):
     (line,) = (line for line in results_of(finished) if line['arm'] == 'stock')
     cfg = Config.fromfile(next((finished.parent / 'work').rglob('vis_data/config.py')))
@@ -270,7 +271,6 @@ def test_run_keeps_what_the_report_needs(finished):
     assert len(line['code']) == 12 and line['version'] and str(finished.parent) not in json.dumps(line)
 
 
-@pytest.mark.slow
 def test_arm_that_crashes_or_diverges_is_kept_as_failed_and_the_others_go_on(finished, monkeypatch, capsys):
     failed = {line['arm']: line['reason'] for line in results_of(finished) if line['status'] == 'failed'}
     assert set(failed) == {'crashes', 'diverges'}
@@ -286,7 +286,6 @@ def test_arm_that_crashes_or_diverges_is_kept_as_failed_and_the_others_go_on(fin
     assert '2 runs failed; --retry-failed does these again.' in printed and 'nothing left to do' in printed
 
 
-@pytest.mark.slow
 def test_killed_study_leaves_no_run_behind_and_no_half_result(tmp_path, finished):
     path = write_study(tmp_path, 'killed', epochs=200, options=load_study(finished).options)
     command = [

@@ -8,6 +8,8 @@ from test_study import a_line, call, load_study, study_results, write_study
 
 import study_stats  # isort: skip  (test_study puts tools/ on the path)
 
+pytestmark = pytest.mark.slow  # every study is read with all its configs
+
 
 def keep(study, lines):
     for line in lines:

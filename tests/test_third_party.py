@@ -71,6 +71,7 @@ class ShapeCostOfAnImage(ShapeCost):
 
 
 @pytest.mark.parametrize('head', ['GFLHead', 'ATSSHead', 'DINOHead'])
+@pytest.mark.slow
 def test_a_loss_and_a_cost_of_others_train_a_head_on_a_soft_plan(head):
     model = plan_config(head, 'UnbalancedSinkhornAssigner')
     model.bbox_head.loss_cls = dict(type='SquaredQualityLoss', use_sigmoid=True, loss_weight=2.0)

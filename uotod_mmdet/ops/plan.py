@@ -33,7 +33,7 @@ def list_pairs(plan: Tensor, min_weight: float, few: bool) -> ListedPairs:
             pairs of a plan of up to :data:`ALL` entries, as torch.compile does of any plan; the others then weigh 0.
     """
     num_preds, columns = plan.shape[1:]
-    if type(plan) is Tensor and plan.is_cpu and plan.dtype is not torch.bfloat16 and not is_traced():
+    if type(plan) is Tensor and plan.is_cpu and plan.dtype is not torch.bfloat16 and deferred.host_may_wait(plan):
         return _list_by_numpy(plan, min_weight)
     kept = plan >= min_weight if min_weight else plan > 0
     kept[:, :, -1] = False
