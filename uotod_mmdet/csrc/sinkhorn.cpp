@@ -44,14 +44,16 @@ struct Side {
     std::vector<float> mass, factor, scaling, log_scaling;
     std::vector<float> alive;  // 1 where there is mass and something to send it to, else 0
     std::vector<double> log_mass;
-    // Potentials inside the kernel, at the last check, and what the scalings make of them; DEAD where empty.
-    std::vector<double> absorbed, potential, trial;
+    std::vector<double> absorbed;   // potential inside the kernel, DEAD where empty
+    std::vector<double> potential;  // at the last check, likewise
     double rho = 0, power = 1;
 
     void fill(const float *masses, long real, long padded, double new_rho) {
-        count = padded, rho = new_rho, power = std::isinf(rho) ? 1.0 : 1.0 - 1.0 / (rho + 1.0);
+        count = padded;
         for (auto *values : {&mass, &factor, &scaling, &log_scaling}) values->assign(padded, 0.0f);
-        for (auto *values : {&log_mass, &absorbed, &potential, &trial}) values->assign(padded, DEAD);
+        for (auto *values : {&log_mass, &absorbed, &potential}) values->assign(padded, DEAD);
+        rho = new_rho;
+        power = std::isinf(rho) ? 1.0 : 1.0 - 1.0 / (rho + 1.0);
         for (long i = 0; i < real; ++i) {
             if (!(masses[i] > 0)) continue;
             mass[i] = masses[i];
@@ -66,12 +68,19 @@ struct Side {
     }
 
     bool live(long i) const { return alive[i] > 0; }
+    f8 live8(long i) const { return load(&alive[i]); }
 
     // Absorb the potentials: scalings are 1.
     void restart() {
-        absorbed = potential, scaling = alive;
-        for (long i = 0; power != 1 && i < count; ++i)
-            factor[i] = live(i) ? (float)std::exp(std::min((power - 1.0) * absorbed[i], 88.0)) : 0.0f;
+        absorbed = potential;
+        for (long i = 0; i < count; i += 8) {
+            const f8 on = live8(i);
+            store(&scaling[i], on);
+            if (power == 1) continue;
+            f8 exponent;
+            for (int lane = 0; lane < 8; ++lane) exponent[lane] = (float)((power - 1.0) * absorbed[i + lane]);
+            store(&factor[i], on > 0.0f ? exp8(exponent) : all(0.0f));
+        }
     }
 
     f8 update(long i, f8 sums) const {
@@ -80,62 +89,42 @@ struct Side {
         return load(&factor[i]) * exp8((float)power * log8(max8(ratio, all(TINY))));
     }
 
-    // Read the scalings; returns the largest absolute logarithm of one, after a translation.
-    float read_scalings() {
-        for (long i = 0; i < count; i += 8) {
-            const f8 logs = log8(max8(load(&scaling[i]), all(TINY)));
-            store(&log_scaling[i], load(&alive[i]) > 0.0f ? logs : all(0.0f));
-        }
-        for (long i = 0; i < count; ++i) trial[i] = absorbed[i] + log_scaling[i];
-        return reach(0);
-    }
-
-    // Largest absolute logarithm of a scaling after a translation.
-    float reach(double shift) const {
-        f8 most = {};
-        for (long i = 0; i < count; i += 8) {
-            const f8 value = abs8(load(&log_scaling[i]) + (float)shift);
-            most = max8(most, load(&alive[i]) > 0.0f ? value : all(0.0f));
-        }
-        return largest8(most);
-    }
-
-    // Take the potentials of `trial`, moved by a translation.
-    void move(double shift) {
-        const float by = (float)std::exp(shift);
-        for (long i = 0; i < count; ++i) scaling[i] *= by, potential[i] = trial[i] + shift;
-    }
-
     // Update of the potential from -log of the sum of the kernel without it.
     double updated(long i, double minus_log_sum) const { return power * (log_mass[i] + minus_log_sum); }
 
     double ratio(double value) const { return std::isinf(rho) || rho == 0 ? 0.0 : value / rho; }
 
-    // log sum of mass * exp(-trial / rho)
-    double log_penalised() const {
+    // log sum of mass * exp(-potential / rho)
+    double log_penalised(const std::vector<double> &potentials) const {
         double largest = -INF, sum = 0;
         for (long i = 0; i < count; ++i)
-            if (live(i)) largest = std::max(largest, log_mass[i] - ratio(trial[i]));
+            if (live(i)) largest = std::max(largest, log_mass[i] - ratio(potentials[i]));
         if (std::isinf(largest)) return -INF;
-        for (long i = 0; i < count; ++i)
-            if (live(i)) sum += std::exp(log_mass[i] - ratio(trial[i]) - largest);
+        for (long i = 0; i < count; i += 8) {
+            f8 exponent;
+            for (int lane = 0; lane < 8; ++lane)
+                exponent[lane] =
+                    live(i + lane) ? (float)(log_mass[i + lane] - ratio(potentials[i + lane]) - largest) : DEAD;
+            sum += sum8(exp8(exponent));
+        }
         return largest + std::log(sum);
     }
 
     // What the side adds to the dual.
     double reward() const {
         double sum = 0;
-        for (long i = 0; i < count && rho != 0; ++i)
+        if (rho == 0) return 0;
+        for (long i = 0; i < count; ++i)
             if (live(i)) sum += mass[i] * (std::isinf(rho) ? potential[i] : -rho * expm1_of(-potential[i] / rho));
         return sum;
     }
 };
 
-// The t that maximises the dual of (f + t, g - t), f and g being `trial` (Sejourne et al., proposition 2).
-double translation(const Side &a, const Side &b) {
+// The t that maximises the dual of (f + t, g - t) (Sejourne et al., proposition 2).
+double translation(const Side &a, const std::vector<double> &f, const Side &b, const std::vector<double> &g) {
     const double total = 1 / (1 / a.rho + 1 / b.rho);
     if (std::isinf(total) || total == 0) return 0;
-    const double mass_a = a.log_penalised(), mass_b = b.log_penalised();
+    const double mass_a = a.log_penalised(f), mass_b = b.log_penalised(g);
     return std::isinf(mass_a) || std::isinf(mass_b) ? 0 : total * (mass_a - mass_b);
 }
 
@@ -166,7 +155,8 @@ class Solver {
             if (!(largest < LIMIT)) rescue(steps), fresh = true;
             if (!(error > options.tol)) break;
         }
-        write(plan, scale, f, g);
+        write(plan, scale);
+        write_potentials(f, g);
         return iteration;
     }
 
@@ -177,19 +167,18 @@ class Solver {
     long columns = 0;                     // that have mass; the others are left out
     std::vector<long> places;             // of these columns in the problem
     size_t capacity = 0;
-    std::unique_ptr<T[]> exponents;   // of the kernel without potentials
-    std::unique_ptr<float[]> kernel;  // with those that are absorbed
-    std::vector<float> lanes;         // for each column, eight partial sums
-    std::vector<float> masses;        // of the columns
-    std::vector<float> row_mass;      // of the plan that `dual` found
-    std::vector<float> float_sums;
+    std::unique_ptr<T[]> exponents;        // of the kernel without potentials
+    std::unique_ptr<float[]> kernel;       // with those that are absorbed
+    std::vector<float> lanes;              // for each column, eight partial sums
+    std::vector<V> peaks;                  // likewise
+    std::vector<float> masses;             // of the columns
+    std::vector<float> row_mass;           // of the plan that `dual` found
     std::vector<float> weights, weighted;  // what rows, and a column's entries, count in the Hessian
-    std::vector<double> column_sums, hessian, gradient;
+    std::vector<double> column_sums, hessian, gradient, new_f, new_g;
     Side a, b;
 
-    // Of the i-th row and the first column; the next column is ROWS further.
-    const T *exponent(long i) const { return exponents.get() + i / ROWS * columns * ROWS + i % ROWS; }
-    float *entry(long i) { return kernel.get() + i / ROWS * columns * ROWS + i % ROWS; }
+    const T *exponent(long tile) const { return exponents.get() + tile * columns * ROWS; }
+    float *entries(long tile) { return kernel.get() + tile * columns * ROWS; }
 
     static V vector(const T *from) {
         V x;
@@ -203,15 +192,10 @@ class Solver {
     }
     static f8 narrow(V x) { return __builtin_convertvector(x, f8); }
     static V every(T x) { return V{} + x; }
-    static T largest(V x) {
-        T most = x[0];
-        for (int lane = 1; lane < 8; ++lane) most = std::max(most, (T)x[lane]);
-        return most;
-    }
 
     void load_problem(const float *cost, const float *mass_a, const float *mass_b, long num_rows, long num_columns,
                       double reg, double rho_a, double rho_b) {
-        rows = num_rows, width = num_columns, tiles = (rows + ROWS - 1) / ROWS, error = INF;
+        rows = num_rows, width = num_columns, tiles = (rows + ROWS - 1) / ROWS;
         places.clear(), masses.clear();
         for (long j = 0; j < width; ++j)
             if (mass_b[j] > 0) places.push_back(j), masses.push_back(mass_b[j]);
@@ -221,38 +205,61 @@ class Solver {
             exponents.reset(new T[size]), kernel.reset(new float[size]);
             capacity = size;
         }
-        row_mass.resize(tiles * ROWS), lanes.resize(columns * 8), column_sums.resize(columns);
-        float_sums.assign((columns + 7) / 8 * 8, 0.0f);
+        row_mass.resize(tiles * ROWS), lanes.resize(columns * 8), peaks.resize(columns), column_sums.resize(columns);
         a.fill(mass_a, rows, tiles * ROWS, rho_a), b.fill(masses.data(), columns, (columns + 7) / 8 * 8, rho_b);
         const T scale = (T)(-1.0 / reg);
-        for (long first = 0; first < rows; first += ROWS)
-            for (long j = 0; j < columns; ++j) {
-                T *to = exponents.get() + first * columns + j * ROWS;
-                const float *from = cost + first * width + places[j];
-                const long count = std::min(ROWS, rows - first);
-                for (long r = 0; r < count; ++r) to[r] = a.mass[first + r] > 0 ? (T)from[r * width] * scale : (T)DEAD;
-                std::fill(to + count, to + ROWS, (T)DEAD);
+        for (long i = 0; i < a.count; i += 8) {
+            T *to = exponents.get() + i / ROWS * columns * ROWS + i % ROWS;
+            const f8 row_masses = load(&a.mass[i]);
+            for (long j = 0; j < columns; j += 8) {
+                const long count = std::min(columns - j, 8L), begin = neighbours(j, count);
+                f8 block[8] = {};
+                for (long r = 0; r < 8 && i + r < rows; ++r) {
+                    const float *from = cost + (i + r) * width;
+                    if (begin) block[r] = load(from + places[j]);
+                    for (long k = begin; k < count; ++k)
+                        block[r] = lanes8() == (int32_t)k ? all(from[places[j + k]]) : block[r];
+                }
+                transpose8(block);
+                for (long k = 0; k < count; ++k) {
+                    const V value = __builtin_convertvector(block[k], V) * scale;
+                    const V live = __builtin_convertvector(row_masses, V) > (T)0 ? value : every((T)DEAD);
+                    std::memcpy(to + (j + k) * ROWS, &live, sizeof live);
+                }
             }
+        }
+        error = INF;
+    }
+
+    // How many of `count` columns from the j-th on lie side by side in the problem; 0 where it has not eight from
+    // there.
+    long neighbours(long j, long count) const {
+        if (places[j] + 8 > width) return 0;
+        long number = 1;
+        while (number < count && places[j + number] == places[j] + number) ++number;
+        return number;
     }
 
     // Potentials that centre the kernel: the largest entry of each row and column is near 1.
     void start() {
         const T alive = (T)(0.5f * DEAD);
-        std::vector<V> peaks(columns, every((T)DEAD));
-        for (long i = 0; i < a.count; i += 8) {
-            const T *from = exponent(i);
-            V peak = every((T)DEAD);
-            for (long j = 0; j < columns; ++j) {
-                const V x = vector(from + j * ROWS);
-                peak = x > peak ? x : peak;
+        std::fill(peaks.begin(), peaks.end(), every((T)DEAD));
+        for (long tile = 0; tile < tiles; ++tile)
+            for (long r = 0; r < ROWS; r += 8) {
+                const T *from = exponent(tile) + r;
+                V peak = every((T)DEAD);
+                for (long j = 0; j < columns; ++j) {
+                    const V x = vector(from + j * ROWS);
+                    peak = x > peak ? x : peak;
+                }
+                const V f = peak > alive ? -peak : every((T)DEAD);
+                const d8 potential = __builtin_convertvector(f, d8);
+                std::memcpy(&a.potential[tile * ROWS + r], &potential, sizeof potential);
+                for (long j = 0; j < columns; ++j) {
+                    const V x = vector(from + j * ROWS) + f;
+                    peaks[j] = x > peaks[j] ? x : peaks[j];
+                }
             }
-            const V f = peak > alive ? -peak : every((T)DEAD);
-            for (int lane = 0; lane < 8; ++lane) a.potential[i + lane] = f[lane];
-            for (long j = 0; j < columns; ++j) {
-                const V x = vector(from + j * ROWS) + f;
-                peaks[j] = x > peaks[j] ? x : peaks[j];
-            }
-        }
         for (long j = 0; j < columns; ++j) {
             const T peak = largest(peaks[j]);
             b.potential[j] = peak > alive ? -(double)peak : (double)DEAD;
@@ -260,36 +267,42 @@ class Solver {
         a.find_alive(), b.find_alive();
     }
 
+    static T largest(V x) {
+        T most = x[0];
+        for (int lane = 1; lane < 8; ++lane) most = std::max(most, (T)x[lane]);
+        return most;
+    }
+
     // The kernel at the potentials, scalings 1.
     void restart() {
         a.restart(), b.restart();
-        for (long i = 0; i < a.count; i += 8) {
-            const V f = converted(&a.absorbed[i]);
-            for (long j = 0; j < columns; ++j)
-                store(entry(i) + j * ROWS, exp8(narrow(vector(exponent(i) + j * ROWS) + f + (T)b.absorbed[j])));
-        }
+        for (long tile = 0; tile < tiles; ++tile)
+            for (long r = 0; r < ROWS; r += 8) {
+                const V f = converted(&a.absorbed[tile * ROWS + r]);
+                for (long j = 0; j < columns; ++j) {
+                    const V x = vector(exponent(tile) + j * ROWS + r) + f + (T)b.absorbed[j];
+                    store(entries(tile) + j * ROWS + r, exp8(narrow(x)));
+                }
+            }
     }
 
-    // Call of_rows(i, sums of eight rows, columns scaled), which returns the scalings of these rows, tile by tile; and
-    // sum the columns, their rows scaled.
-    template <bool COLUMNS, class OfRows>
-    void sweep(OfRows of_rows) {
+    // Sums of the rows of a tile, its columns scaled.
+    void row_sums(const float *tile, f8 (&sum)[PARTS]) const {
+        for (auto &value : sum) value = all(0.0f);
+        for (long j = 0; j < columns; ++j)
+            for (long part = 0; part < PARTS; ++part) sum[part] += load(tile + j * ROWS + part * 8) * b.scaling[j];
+    }
+
+    void clear_columns() {
         std::fill(column_sums.begin(), column_sums.end(), 0.0);
         std::fill(lanes.begin(), lanes.end(), 0.0f);
-        for (long tile = 0; tile < tiles; ++tile) {
-            const float *column = entry(tile * ROWS);
-            f8 u[PARTS] = {};
-            for (long j = 0; j < columns; ++j, column += ROWS)
-                for (long part = 0; part < PARTS; ++part) u[part] += load(column + part * 8) * b.scaling[j];
-            for (long part = 0; part < PARTS; ++part) u[part] = of_rows(tile * ROWS + part * 8, u[part]);
-            if (COLUMNS) add_columns(tile, u);
-        }
     }
 
+    // Add a tile, its rows scaled, to the sums of the columns.
     void add_columns(long tile, const f8 (&u)[PARTS]) {
         f8 by[PARTS];  // a copy that no store can touch stays in registers
         std::copy(u, u + PARTS, by);
-        const float *column = entry(tile * ROWS);
+        const float *column = entries(tile);
         float *to = lanes.data();
         for (long j = 0; j < columns; ++j, column += ROWS, to += 8) {
             f8 even = load(to), odd = {};
@@ -300,81 +313,143 @@ class Solver {
             store(to, even + odd);
         }
         if ((tile + 1) % TILES && tile + 1 < tiles) return;
-        for (long j = 0; j < columns; ++j) column_sums[j] += sum8(load(&lanes[j * 8]));
-        std::fill(lanes.begin(), lanes.end(), 0.0f);
+        for (long j = 0; j < columns; ++j) {
+            column_sums[j] += sum8(load(&lanes[j * 8]));
+            store(&lanes[j * 8], all(0.0f));
+        }
+    }
+
+    f8 column_sums8(long j) const {
+        f8 sum = {};
+        for (long lane = 0; lane < 8 && j + lane < columns; ++lane) sum[lane] = (float)column_sums[j + lane];
+        return sum;
     }
 
     void iterate() {
-        sweep<true>([this](long i, f8 sums) {
-            const f8 u = a.update(i, sums);
-            store(&a.scaling[i], u);
-            return u;
-        });
-        std::copy(column_sums.begin(), column_sums.end(), float_sums.begin());
-        for (long j = 0; j < b.count; j += 8) store(&b.scaling[j], b.update(j, load(&float_sums[j])));
+        clear_columns();
+        for (long tile = 0; tile < tiles; ++tile) {
+            f8 u[PARTS];
+            row_sums(entries(tile), u);
+            for (long part = 0; part < PARTS; ++part) {
+                u[part] = a.update(tile * ROWS + part * 8, u[part]);
+                store(&a.scaling[tile * ROWS + part * 8], u[part]);
+            }
+            add_columns(tile, u);
+        }
+        for (long j = 0; j < b.count; j += 8) store(&b.scaling[j], b.update(j, column_sums8(j)));
+    }
+
+    // Logarithms of the scalings, 0 where empty, and what they make of the potentials.
+    static void read_scalings(Side &side, std::vector<double> &potentials) {
+        potentials.resize(side.count);
+        for (long i = 0; i < side.count; i += 8) {
+            const f8 logs = log8(max8(load(&side.scaling[i]), all(TINY)));
+            store(&side.log_scaling[i], side.live8(i) > 0.0f ? logs : all(0.0f));
+        }
+        for (long i = 0; i < side.count; ++i) potentials[i] = side.absorbed[i] + side.log_scaling[i];
     }
 
     // Remove the translation and find `error`. Returns the largest logarithm of a scaling; where floats hold it, the
     // potentials are brought up to date.
     double look() {
-        a.read_scalings(), b.read_scalings();
-        const double shift = translation(a, b), most = std::max(a.reach(shift), b.reach(-shift));
+        read_scalings(a, new_f), read_scalings(b, new_g);
+        const double shift = translation(a, new_f, b, new_g);
+        const float along = (float)((a.power - 1) * shift), by = (float)shift;
+        f8 change = {}, scalings = {};
+        for (long tile = 0; tile < tiles; ++tile) {
+            f8 sum[PARTS];
+            row_sums(entries(tile), sum);
+            for (long part = 0; part < PARTS; ++part) {
+                const long i = tile * ROWS + part * 8;
+                const f8 log_u = load(&a.log_scaling[i]), next = max8(a.update(i, sum[part]), all(TINY));
+                const f8 on = a.live8(i);
+                change = max8(change, on > 0.0f ? abs8(log8(next) - log_u + along) : all(0.0f));
+                scalings = max8(scalings, on > 0.0f ? abs8(log_u + by) : all(0.0f));
+            }
+        }
+        for (long j = 0; j < b.count; j += 8) {
+            const f8 log_v = load(&b.log_scaling[j]);
+            scalings = max8(scalings, b.live8(j) > 0.0f ? abs8(log_v - by) : all(0.0f));
+        }
+        const double most = largest8(scalings);
         if (!(most < LIMIT)) return most;
-        const float along = (float)((a.power - 1) * shift);
-        f8 change = {};
-        sweep<false>([&](long i, f8 sums) {
-            const f8 by = abs8(log8(max8(a.update(i, sums), all(TINY))) - load(&a.log_scaling[i]) + along);
-            return change = max8(change, load(&a.alive[i]) > 0.0f ? by : all(0.0f));
-        });
         error = std::max((double)largest8(change), std::fabs((1 - b.power) * shift));
-        a.move(shift), b.move(-shift);
+        if (shift != 0) {
+            const float up = (float)std::exp(shift), down = (float)std::exp(-shift);
+            for (long i = 0; i < a.count; ++i) a.scaling[i] *= up, new_f[i] += shift;
+            for (long j = 0; j < b.count; ++j) b.scaling[j] *= down, new_g[j] -= shift;
+        }
+        a.potential.swap(new_f), b.potential.swap(new_g);
         return most;
     }
 
-    // Update the potentials of eight rows by logsumexp: slow, and safe for any cost.
-    void update_rows_by_logs(long i) {
-        const T *from = exponent(i);
-        V peak = every((T)DEAD);
-        f8 sum = {};
-        for (long j = 0; j < columns; ++j) {
-            const V x = vector(from + j * ROWS) + (T)b.potential[j];
-            peak = x > peak ? x : peak;
-        }
-        for (long j = 0; j < columns; ++j) sum += exp8(narrow(vector(from + j * ROWS) + (T)b.potential[j] - peak));
-        const f8 log_sum = log8(max8(sum, all(TINY)));
-        for (long k = i; k < i + 8; ++k)
-            if (a.live(k)) a.potential[k] = a.updated(k, -((double)peak[k - i] + log_sum[k - i]));
-    }
-
-    // Repeat the last iterations, from the potentials of the last check, by logsumexp.
+    // Repeat the last iterations, from the potentials of the last check, by logsumexp: slow, and safe for any cost.
     void rescue(long steps) {
         for (long number = 0; number < steps; ++number) {
-            std::vector<double> peaks(columns, DEAD), sums(columns, 0.0);
-            for (long i = 0; i < a.count; i += 8) {
-                update_rows_by_logs(i);
-                const V f = converted(&a.potential[i]);
-                for (long j = 0; j < columns; ++j) {
-                    const V x = vector(exponent(i) + j * ROWS) + f;
-                    const double peak = std::max(peaks[j], (double)largest(x));
-                    if (peak > peaks[j]) sums[j] *= std::exp(peaks[j] - peak), peaks[j] = peak;
-                    sums[j] += sum8(exp8(narrow(x - (T)peak)));
+            std::fill(peaks.begin(), peaks.end(), every((T)DEAD));
+            for (long tile = 0; tile < tiles; ++tile)
+                for (long r = 0; r < ROWS; r += 8) {
+                    const T *from = exponent(tile) + r;
+                    const long i = tile * ROWS + r;
+                    V peak = every((T)DEAD);
+                    f8 sum = {};
+                    for (long j = 0; j < columns; ++j) {
+                        const V x = vector(from + j * ROWS) + (T)b.potential[j];
+                        peak = x > peak ? x : peak;
+                    }
+                    for (long j = 0; j < columns; ++j)
+                        sum += exp8(narrow(vector(from + j * ROWS) + (T)b.potential[j] - peak));
+                    const f8 log_sum = log8(max8(sum, all(TINY)));
+                    for (int lane = 0; lane < 8; ++lane)
+                        if (a.live(i + lane))
+                            a.potential[i + lane] = a.updated(i + lane, -((double)peak[lane] + log_sum[lane]));
+                    const V f = converted(&a.potential[i]);
+                    for (long j = 0; j < columns; ++j) {
+                        const V x = vector(from + j * ROWS) + f;
+                        peaks[j] = x > peaks[j] ? x : peaks[j];
+                    }
                 }
-            }
+            clear_columns();
+            for (long j = 0; j < columns; ++j) peaks[j] = every(largest(peaks[j]));
+            for (long tile = 0; tile < tiles; ++tile)
+                for (long r = 0; r < ROWS; r += 8) {
+                    const V f = converted(&a.potential[tile * ROWS + r]);
+                    for (long j = 0; j < columns; ++j) {
+                        const V x = vector(exponent(tile) + j * ROWS + r) + f - peaks[j];
+                        column_sums[j] += sum8(exp8(narrow(x)));
+                    }
+                }
             for (long j = 0; j < columns; ++j)
-                if (b.live(j)) b.potential[j] = b.updated(j, -(peaks[j] + std::log(sums[j])));
+                if (b.live(j)) b.potential[j] = b.updated(j, -((double)peaks[j][0] + std::log(column_sums[j])));
         }
-        a.trial = a.potential, b.trial = b.potential;
-        const double shift = translation(a, b);
-        a.move(shift), b.move(-shift);
+        const double shift = translation(a, a.potential, b, b.potential);
+        for (auto &value : a.potential) value += shift;
+        for (auto &value : b.potential) value -= shift;
         restart();
-        look();
-        error = std::max(error, std::fabs((1 - b.power) * shift));
+        clear_columns();
+        f8 change = {};
+        for (long tile = 0; tile < tiles; ++tile) {
+            f8 sum[PARTS], u[PARTS];
+            row_sums(entries(tile), sum);
+            for (long part = 0; part < PARTS; ++part) {
+                const long i = tile * ROWS + part * 8;
+                u[part] = load(&a.scaling[i]);
+                const f8 next = log8(max8(a.update(i, sum[part]), all(TINY)));
+                change = max8(change, u[part] > 0.0f ? abs8(next) : all(0.0f));
+            }
+            add_columns(tile, u);
+        }
+        for (long j = 0; j < b.count; j += 8) {
+            const f8 next = log8(max8(b.update(j, column_sums8(j)), all(TINY)));
+            change = max8(change, load(&b.scaling[j]) > 0.0f ? abs8(next) : all(0.0f));
+        }
+        error = largest8(change);
     }
 
-    // Maximise the semi-dual from the columns' potentials; see newton in uotod_mmdet/ops/newton.py.
+    // Maximise the semi-dual from the columns' potentials; see _Problem.newton_steps in sinkhorn.py.
     long newton(long iteration, const Options &options) {
         double radius = 4, value = dual();
-        std::vector<double> sinkhorn(columns);
+        std::vector<double> sinkhorn(columns), before(columns);
         while (true) {
             error = 0;
             for (long j = 0; j < columns; ++j) {
@@ -402,66 +477,120 @@ class Solver {
     // The best scalings of the rows for the potentials of the columns, row and column sums of their plan, and the value
     // of the dual there. The kernel serves as long as floats hold the scalings.
     double dual() {
-        double mass = 0, most = 0;
+        double most = 0;
         for (long j = 0; j < columns; ++j) {
             if (!b.live(j)) continue;
             const double log_v = b.potential[j] - b.absorbed[j];
             b.scaling[j] = (float)std::exp(log_v);
             most = std::max(most, std::fabs(log_v));
         }
-        if (most < LIMIT) {
-            sweep<true>([&](long i, f8 sums) {
-                const f8 u = a.update(i, sums), row = u * sums;
-                store(&a.scaling[i], u), store(&row_mass[i], row);
+        if (!(most < LIMIT)) return dual_by_logs();
+        clear_columns();
+        double mass = 0;
+        f8 largest = {};
+        for (long tile = 0; tile < tiles; ++tile) {
+            f8 sum[PARTS], u[PARTS];
+            row_sums(entries(tile), sum);
+            for (long part = 0; part < PARTS; ++part) {
+                const long i = tile * ROWS + part * 8;
+                u[part] = a.update(i, sum[part]);
+                const f8 log_u = log8(max8(u[part], all(TINY))), row = u[part] * sum[part];
+                largest = max8(largest, a.live8(i) > 0.0f ? abs8(log_u) : all(0.0f));
+                store(&a.scaling[i], u[part]), store(&a.log_scaling[i], log_u), store(&row_mass[i], row);
                 mass += sum8(row);
-                return u;
-            });
-            most = a.read_scalings();
+            }
+            add_columns(tile, u);
         }
-        if (most < LIMIT) {
-            a.potential = a.trial;
-        } else {
-            for (long i = 0; i < a.count; i += 8) update_rows_by_logs(i);
-            restart();
-            mass = 0;
-            sweep<true>([&](long i, f8 sums) {
-                store(&row_mass[i], sums);
-                mass += sum8(sums);
-                return load(&a.scaling[i]);
-            });
-        }
-        // Of a column that all rows avoid, less than floats hold: an upper bound, so that updates fall short.
+        if (!(largest8(largest) < LIMIT)) return dual_by_logs();
+        for (long i = 0; i < a.count; ++i) a.potential[i] = a.absorbed[i] + a.log_scaling[i];
         for (long j = 0; j < columns; ++j) column_sums[j] = std::max(column_sums[j] * b.scaling[j], (double)TINY);
         return a.reward() + b.reward() - mass;
+    }
+
+    // The same by logsumexp; `kernel` becomes the plan.
+    double dual_by_logs() {
+        clear_columns();
+        double mass = 0;
+        for (long tile = 0; tile < tiles; ++tile) {
+            f8 ones[PARTS];
+            for (long part = 0; part < PARTS; ++part) {
+                const long r = part * 8, i = tile * ROWS + r;
+                const T *from = exponent(tile) + r;
+                float *to = entries(tile) + r;
+                V peak = every((T)DEAD);
+                for (long j = 0; j < columns; ++j) {
+                    const V x = vector(from + j * ROWS) + (T)b.potential[j];
+                    peak = x > peak ? x : peak;
+                }
+                f8 total = {};
+                for (long j = 0; j < columns; ++j) {
+                    const f8 x = exp8(narrow(vector(from + j * ROWS) + (T)b.potential[j] - peak));
+                    store(to + j * ROWS, x);
+                    total += x;
+                }
+                const f8 log_total = log8(max8(total, all(TINY)));
+                f8 row = {};
+                for (int lane = 0; lane < 8; ++lane) {
+                    if (!a.live(i + lane)) continue;
+                    const double log_sum = (double)peak[lane] + log_total[lane];
+                    a.potential[i + lane] = a.updated(i + lane, -log_sum);
+                    row[lane] = a.power == 1 ? a.mass[i + lane] : (float)std::exp(a.potential[i + lane] + log_sum);
+                }
+                mass += sum8(row);
+                const f8 scale = row / max8(total, all(TINY));
+                for (long j = 0; j < columns; ++j) store(to + j * ROWS, load(to + j * ROWS) * scale);
+                store(&row_mass[i], row);
+                ones[part] = all(1.0f);
+            }
+            add_columns(tile, ones);
+        }
+        // Of a column that all rows avoid, less than floats hold: an upper bound, so that updates fall short.
+        for (auto &sum : column_sums) sum = std::max(sum, (double)TINY);
+        a.restart(), b.restart();
+        return a.reward() + b.reward() - mass;
+    }
+
+    // Add the products of a tile's column with some columns.
+    template <long COUNT>
+    static void add_products(const float *x, const float *y, f8 *sums) {
+        f8 odd[COUNT] = {};
+        for (long r = 0; r < ROWS; r += 16)
+            for (long l = 0; l < COUNT; ++l) {
+                sums[l] += load(x + r) * load(y + l * ROWS + r);
+                odd[l] += load(x + r + 8) * load(y + l * ROWS + r + 8);
+            }
+        for (long l = 0; l < COUNT; ++l) sums[l] += odd[l];
     }
 
     // Newton's step, to `gradient`.
     void newton_step() {
         const long n = columns;
         hessian.assign(n * n, 0.0), gradient.assign(n, 0.0);
+        const float share = a.power == 1 ? 1.0f : (float)a.power;
         weights.resize(a.count), weighted.resize(CHUNK * ROWS);
         for (long i = 0; i < a.count; i += 8) {
             const f8 row = load(&row_mass[i]), u = load(&a.scaling[i]);
-            store(&weights[i], row > 0.0f ? (float)a.power * u * u / row : all(0.0f));
+            store(&weights[i], row > 0.0f ? share * u * u / row : all(0.0f));
         }
-        for (long first = 0; first < a.count; first += CHUNK * ROWS) {
-            const long last = std::min(first + CHUNK * ROWS, a.count);
+        for (long first = 0; first < tiles; first += CHUNK) {
+            const long last = std::min(first + CHUNK, tiles);
             for (long j = 0; j < n; ++j) {
-                for (long i = first; i < last; i += 8)
-                    store(&weighted[i - first], load(entry(i) + j * ROWS) * load(&weights[i]));
+                for (long tile = first; tile < last; ++tile)
+                    for (long r = 0; r < ROWS; r += 8)
+                        store(&weighted[(tile - first) * ROWS + r],
+                              load(entries(tile) + j * ROWS + r) * load(&weights[tile * ROWS + r]));
                 for (long k = j; k < n; k += 4) {  // four at a time, as each needs the weighted column
-                    f8 sums[4] = {}, odd[4] = {};
-                    for (long tile = first; tile < last; tile += ROWS) {
-                        const float *x = &weighted[tile - first], *y[4];
-                        for (long l = 0; l < 4; ++l) y[l] = entry(tile) + std::min(k + l, n - 1) * ROWS;
-                        for (long r = 0; r < ROWS; r += 16)
-                            for (long l = 0; l < 4; ++l) {
-                                sums[l] += load(x + r) * load(y[l] + r);
-                                odd[l] += load(x + r + 8) * load(y[l] + r + 8);
-                            }
+                    f8 sums[4] = {};
+                    const long count = std::min(4L, n - k);
+                    for (long tile = first; tile < last; ++tile) {
+                        const float *x = &weighted[(tile - first) * ROWS], *y = entries(tile) + k * ROWS;
+                        if (count == 4)
+                            add_products<4>(x, y, sums);
+                        else
+                            for (long l = 0; l < count; ++l) add_products<1>(x, y + l * ROWS, sums + l);
                     }
-                    for (long l = 0; l < 4 && k + l < n; ++l)
-                        hessian[j * n + k + l] -= (double)sum8(sums[l] + odd[l]) * b.scaling[j] * b.scaling[k + l];
+                    for (long l = 0; l < count; ++l)
+                        hessian[j * n + k + l] -= (double)sum8(sums[l]) * b.scaling[j] * b.scaling[k + l];
                 }
             }
         }
@@ -505,17 +634,35 @@ class Solver {
         return true;
     }
 
-    // The kernel, scaled by its scalings and `scale`, and the potentials, -inf where a side is empty.
-    void write(float *plan, float scale, double *f, double *g) {
+    // The potentials, -inf where a side is empty.
+    void write_potentials(double *f, double *g) const {
         std::fill(g, g + width, -INF);
+        for (long i = 0; i < rows; i += 8) {
+            const f8 logs = log8(max8(load(&a.scaling[i]), all(TINY)));
+            for (long r = i; r < std::min(i + 8, rows); ++r) f[r] = a.live(r) ? a.absorbed[r] + logs[r - i] : -INF;
+        }
         for (long j = 0; j < columns; ++j)
             if (b.live(j)) g[places[j]] = b.absorbed[j] + std::log((double)b.scaling[j]);
-        for (long i = 0; i < rows; ++i) {
-            const float *from = entry(i), u = scale * a.scaling[i];
-            float *to = plan + i * width;
-            f[i] = a.live(i) ? a.absorbed[i] + std::log((double)a.scaling[i]) : -INF;
-            if (columns < width) std::fill(to, to + width, 0.0f);
-            for (long j = 0; j < columns; ++j) to[places[j]] = u * from[j * ROWS] * b.scaling[j];
+    }
+
+    // The kernel, scaled by its scalings and `scale`.
+    void write(float *plan, float scale) {
+        for (long i = 0; i < rows; i += 8) {
+            const float *from = entries(i / ROWS) + i % ROWS;
+            const f8 u = scale * load(&a.scaling[i]);
+            const long last = std::min(i + 8, rows);
+            if (columns < width) std::fill(plan + i * width, plan + last * width, 0.0f);
+            for (long j = 0; j < columns; j += 8) {
+                const long count = std::min(columns - j, 8L), begin = neighbours(j, count);
+                f8 block[8] = {};
+                for (long k = 0; k < count; ++k) block[k] = u * load(from + (j + k) * ROWS) * b.scaling[j + k];
+                transpose8(block);
+                for (long r = 0; r < last - i; ++r) {
+                    float *to = plan + (i + r) * width;
+                    if (begin) store(to + places[j], lanes8() < (int32_t)begin ? block[r] : all(0.0f));
+                    for (long k = begin; k < count; ++k) to[places[j + k]] = block[r][k];
+                }
+            }
         }
     }
 };
@@ -523,8 +670,14 @@ class Solver {
 // Largest absolute value; NaN or inf where there is one.
 float largest_of(const float *values, long count) {
     f8 most = {}, fault = {};  // 0 as long as all are finite
-    each8(values, count, 0, [&](f8 x, int64_t, int64_t) { most = max8(most, abs8(x)), fault += 0.0f * x; });
-    return largest8(most) + sum8(fault);
+    long i = 0;
+    for (; i + 8 <= count; i += 8) {
+        const f8 x = load(values + i);
+        most = max8(most, abs8(x)), fault += 0.0f * x;
+    }
+    float largest = largest8(most) + sum8(fault);
+    for (; i < count; ++i) largest = std::max(largest, std::fabs(values[i])) + 0.0f * values[i];
+    return largest;
 }
 
 bool are_masses(const float *values, long count) {

@@ -23,6 +23,8 @@ static inline f8 load(const float *from) {
 
 static inline void store(float *to, f8 x) { std::memcpy(to, &x, sizeof x); }
 
+static inline i8 lanes8() { return i8{0, 1, 2, 3, 4, 5, 6, 7}; }
+
 static inline f8 min8(f8 x, f8 y) { return x < y ? x : y; }
 static inline f8 max8(f8 x, f8 y) { return x > y ? x : y; }
 static inline f8 abs8(f8 x) { return (f8)((i8)x & 0x7fffffff); }
@@ -35,7 +37,7 @@ __attribute__((always_inline)) static inline void each8(const float *from, int64
     if (place == count) return;
     f8 rest = all(filler);
 #ifdef __AVX__
-    const i8 on = i8{0, 1, 2, 3, 4, 5, 6, 7} < (int32_t)(count - place);
+    const i8 on = lanes8() < (int32_t)(count - place);
     rest = on ? (f8)_mm256_maskload_ps(from + place, (__m256i)on) : rest;
 #else
     for (int64_t k = place; k < count; ++k) rest[k - place] = from[k];
@@ -47,10 +49,35 @@ __attribute__((always_inline)) static inline void each8(const float *from, int64
 static inline void store(float *to, f8 x, int64_t count) {
     if (count == 8) return store(to, x);
 #ifdef __AVX__
-    _mm256_maskstore_ps(to, (__m256i)(i8{0, 1, 2, 3, 4, 5, 6, 7} < (int32_t)count), (__m256)x);
+    _mm256_maskstore_ps(to, (__m256i)(lanes8() < (int32_t)count), (__m256)x);
 #else
     for (int64_t k = 0; k < count; ++k) to[k] = x[k];
 #endif
+}
+
+#ifdef __clang__
+#define SHUFFLE2(x, y, ...) __builtin_shufflevector(x, y, __VA_ARGS__)
+#else
+#define SHUFFLE2(x, y, ...) __builtin_shuffle(x, y, i8{__VA_ARGS__})
+#endif
+
+// Rows become columns.
+__attribute__((always_inline)) static inline void transpose8(f8 (&m)[8]) {
+    f8 t[8];
+    for (int i = 0; i < 8; i += 2) {
+        t[i] = SHUFFLE2(m[i], m[i + 1], 0, 8, 2, 10, 4, 12, 6, 14);
+        t[i + 1] = SHUFFLE2(m[i], m[i + 1], 1, 9, 3, 11, 5, 13, 7, 15);
+    }
+    for (int i = 0; i < 8; i += 4)
+        for (int k = 0; k < 2; ++k) {
+            m[i + k] = SHUFFLE2(t[i + k], t[i + k + 2], 0, 1, 8, 9, 4, 5, 12, 13);
+            m[i + k + 2] = SHUFFLE2(t[i + k], t[i + k + 2], 2, 3, 10, 11, 6, 7, 14, 15);
+        }
+    for (int k = 0; k < 4; ++k) {
+        t[k] = SHUFFLE2(m[k], m[k + 4], 0, 1, 2, 3, 8, 9, 10, 11);
+        t[k + 4] = SHUFFLE2(m[k], m[k + 4], 4, 5, 6, 7, 12, 13, 14, 15);
+    }
+    for (int i = 0; i < 8; ++i) m[i] = t[i];
 }
 
 static inline float sum8(f8 x) {

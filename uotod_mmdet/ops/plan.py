@@ -46,7 +46,7 @@ def list_pairs(plan: Tensor, min_weight: float, few: bool) -> ListedPairs:
     rows = index.div(columns, rounding_mode='floor')
     images = rows.div(max(num_preds, 1), rounding_mode='floor')
     gts = index - rows * columns + images * (columns - 1)
-    return ListedPairs(rows, gts, images, plan.flatten()[index], plan[:, :, -1].flatten())
+    return ListedPairs(rows, gts, images, plan.flatten()[index], plan[:, :, -1].contiguous().flatten())
 
 
 def _list_by_numpy(plan: Tensor, min_weight: float) -> ListedPairs:
@@ -61,4 +61,4 @@ def _list_by_numpy(plan: Tensor, min_weight: float) -> ListedPairs:
     gts = index - rows * columns + images * (columns - 1)
     places = [torch.from_numpy(array) for array in (rows, gts, images)]
     weight = plan.reshape(-1).index_select(0, torch.from_numpy(index))
-    return ListedPairs(places[0], places[1], places[2], weight, plan[:, :, -1].flatten())
+    return ListedPairs(places[0], places[1], places[2], weight, plan[:, :, -1].contiguous().flatten())

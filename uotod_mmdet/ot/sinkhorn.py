@@ -111,8 +111,12 @@ def sinkhorn(
         absorb_above = 10.0 if cost.dtype == torch.float32 else 250.0 / 3
     absorb_above = number('absorb_above', absorb_above, infinite=True)
     reg = torch.as_tensor(reg, dtype=torch.float64, device=cost.device).expand(batch).contiguous()
-    rho_a, rho_b = (torch.full_like(reg, math.inf) if weight is None else weight / reg for weight in (reg_a, reg_b))
-    rho_a, rho_b = (rho.masked_fill(rho > CONSTRAINT, math.inf) for rho in (rho_a, rho_b))
+    rho_a, rho_b = (
+        torch.full_like(reg, math.inf)
+        if weight is None
+        else (weight / reg).masked_fill_(weight / reg > CONSTRAINT, math.inf)
+        for weight in (reg_a, reg_b)
+    )
     scale = torch.ones_like(reg) if scale is None else scale
     a, b, scale = (tensor.to(cost.dtype).contiguous() for tensor in (a, b, scale))
     if cost.numel() == 0:
