@@ -32,7 +32,7 @@ _few = dict(batch_size=4, num_workers=0, persistent_workers=False)
 options = dict(
     train_dataloader=dict(dataset=_mini, **_few),
     val_dataloader=dict(dataset=_mini, **_few),
-    val_evaluator=dict(ann_file={data!r} + '/mini_seed0/val.json'),
+    val_evaluator=dict(ann_file={data!r} + '/mini_v2_seed0/val.json'),
     model=dict(test_cfg=dict(score_thr=0.0)),
 )
 _config = 'configs/color_boxes/gfl_tiny_atss.py'
