@@ -286,15 +286,13 @@ class DetectionLoss(nn.Module):
         """What 'mean' divides the term by."""
         if name != 'loss_cls':
             return pairs.weight.sum().clamp(min=1)
-        mass, background = pairs.weight, pairs.background.sum()
+        mass = [pairs.weight]
+        if self.bg_class_position != 'none' and self.neg_to_pos_ratio is None:
+            mass.append(pairs.background)
         class_weight = getattr(self.loss_cls, 'class_weight', None)
         if class_weight is not None:
             class_weight = torch.as_tensor(class_weight, dtype=logits.dtype, device=logits.device)
             class_weight = class_weight.expand(logits.size(-1))
-            mass = mass * class_weight[gt_labels.flatten()[pairs.gts]]
-            if self.bg_class_position != 'none':
-                background = background * class_weight[self._background(logits)]
-        mass = mass.sum()
-        if self.bg_class_position != 'none' and self.neg_to_pos_ratio is None:
-            mass = mass + background
-        return mass.clamp(min=1)
+            labels: tuple[Any, ...] = (gt_labels.flatten()[pairs.gts], self._background(logits))
+            mass = [part * class_weight[label] for part, label in zip(mass, labels)]
+        return torch.stack([part.sum() for part in mass]).sum().clamp(min=1)
