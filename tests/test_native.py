@@ -405,10 +405,19 @@ def test_indices_are_not_followed_out_of_bounds(change):
 def test_indices_of_every_other_kernel_are_checked_too():
     index, one = torch.tensor([0, 9]), torch.ones(2)
     wrong_pairs = dict(preds=torch.ones(3, 4), truths=torch.ones(3, 4), sizes=None, pair_images=index, weights=one)
-    wrong_pairs.update(centred=0, scale=1.0, eps=1e-6, losses=torch.empty(2), grad=None, gradient=None)
-    for rows, truths in ((index, index * 0), (index * 0, index)):
+    wrong_pairs.update(scale=1.0, eps=1e-6, losses=torch.empty(2), grad=None, gradient=None)
+    far = torch.tensor([0, 2**62 + 10])
+    for rows, truths in ((index, index * 0), (index * 0, index), (-index, index * 0), (far, index * 0), (index * 0, far)):
         with pytest.raises(IndexError, match='uotod_box_losses'):
             BOX_LOSSES(**wrong_pairs, pair_rows=rows, pair_truths=truths)
+    zeros, jumps = torch.zeros(4, dtype=torch.long), torch.tensor([0, 2**62 + 10, -(2**62) - 11, 0])  # differences wrap
+    more = dict(pair_images=zeros, weights=torch.ones(4), losses=torch.empty(4))
+    for rows in (jumps, torch.tensor([0, 2, 1, 2]), torch.tensor([0, -1, 0, 0])):
+        with pytest.raises(IndexError, match='uotod_box_losses'):
+            BOX_LOSSES(**{**wrong_pairs, **more}, pair_rows=rows, pair_truths=zeros)
+    sizes = torch.ones(2, 4)
+    with pytest.raises(IndexError, match='uotod_box_losses'):
+        BOX_LOSSES(**{**wrong_pairs, 'sizes': sizes}, pair_rows=index * 0, pair_truths=index * 0)
     with pytest.raises(IndexError, match='uotod_focal_rows'):
         FOCAL_ROWS(
             logits=torch.ones(2, 2), gamma=2.0, weights=one, index=index, entry_losses=one, entry_slopes=None,

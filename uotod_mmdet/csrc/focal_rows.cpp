@@ -22,7 +22,7 @@ extern "C" int uotod_focal_rows(const float *logits, int64_t rows, int64_t colum
                                 int64_t stride, const int64_t *index, const float *entry_losses,
                                 const float *entry_slopes, int64_t entries, float *losses, float *gradient,
                                 int threads) {
-    if (!inside(index, entries, rows * columns, true)) return -2;
+    if (!inside(index, entries, rows * columns, threads, true)) return -2;
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int part = 0; part < threads; ++part) {
         const int64_t last = rows * (part + 1) / threads;

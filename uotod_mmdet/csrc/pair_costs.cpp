@@ -112,7 +112,7 @@ extern "C" int uotod_pair_costs(const Term *terms, int64_t count, const float *b
                                 const float *given, const uint8_t *gt_mask, const uint8_t *pred_mask, double background,
                                 int64_t images, int64_t preds, int64_t gts, int64_t columns, float *cost,
                                 int threads) try {
-    bool bad = columns != gts + 1 || (scores && labels && !inside(labels, images * gts, classes));
+    bool bad = columns != gts + 1 || (scores && labels && !inside(labels, images * gts, classes, threads));
     for (const Term *term = terms; term < terms + count; ++term) {
         const bool of_classes = term->kind == SOFTMAX || term->kind == FOCAL,
                    of_boxes = term->kind != GIVEN && !of_classes;

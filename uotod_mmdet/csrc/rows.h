@@ -10,9 +10,10 @@ static inline int64_t first_pair(const int64_t *rows, int64_t pairs, int64_t row
 }
 
 // Whether all indices lie in [0, end), and are in ascending order where that is asked for: no sign bit is set below.
-static inline bool inside(const int64_t *indices, int64_t count, int64_t end, bool ascending = false) {
-    uint64_t bad = 0;
-    for (int64_t k = 0; k < count; ++k) bad |= (uint64_t)indices[k] | ((uint64_t)end - 1 - (uint64_t)indices[k]);
-    for (int64_t k = 1; ascending && k < count; ++k) bad |= (uint64_t)indices[k] - (uint64_t)indices[k - 1];
+static inline bool inside(const int64_t *indices, int64_t count, int64_t end, int threads, bool ascending = false) {
+    const uint64_t *index = (const uint64_t *)indices, most = (uint64_t)end - 1;
+    uint64_t bad = count ? index[0] | (most - index[0]) | index[count - 1] | (most - index[count - 1]) : 0;
+#pragma omp parallel for simd num_threads(threads) reduction(| : bad)
+    for (int64_t k = 1; k < count; ++k) bad |= index[k] | (ascending ? index[k] - index[k - 1] : most - index[k]);
     return !(bad >> 63);
 }

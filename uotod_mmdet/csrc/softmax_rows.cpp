@@ -41,7 +41,8 @@ extern "C" int uotod_softmax_rows(const float *scores, int64_t rows, int64_t col
                                   const float *of_background, const int64_t *pair_rows, const int64_t *labels,
                                   const float *weights, int64_t pairs, float *losses, LogSum *log_sums,
                                   const float *grad, int64_t stride, float *gradient, int threads) {
-    if (!inside(pair_rows, pairs, rows, true) || !inside(labels, pairs, columns) || !inside(&background, 1, columns))
+    if (!inside(pair_rows, pairs, rows, threads, true) || !inside(labels, pairs, columns, threads) ||
+        !inside(&background, 1, columns, 1))
         return -2;
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int part = 0; part < threads; ++part) {

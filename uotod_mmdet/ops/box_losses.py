@@ -13,7 +13,7 @@ from .registration import Op
 
 KERNEL = Kernel(
     'uotod_box_losses',
-    'preds: f32[R 4], R, truths: f32[G 4], G, sizes: f32[B 4]?, B, centred: int, pair_rows: i64[K], '
+    'preds: f32[R 4], R, truths: f32[G 4], G, sizes: f32[B 4]?, B, pair_rows: i64[K], '
     'pair_truths: i64[K], pair_images: i64[K], weights: f32[K], K, scale: float, eps: float, losses: f32[K]?, '
     'grad: f32[K]?~, grad.stride, gradient: f32[R 4]?',
 )
@@ -72,7 +72,7 @@ def box_losses_op(
     run = KERNEL.bind(**given)
     if run is not None:
         losses = torch.empty_like(weights)
-        run(centred=int(sizes is not None), scale=scale, eps=eps, losses=losses, grad=None, gradient=None)
+        run(scale=scale, eps=eps, losses=losses, grad=None, gradient=None)
         return losses
     return _reference(preds, truths, sizes, rows, gts, images, weights, scale, eps)
 
@@ -95,7 +95,7 @@ def box_losses_gradient_op(
     run = KERNEL.bind(**given)
     if run is not None:
         gradient = torch.empty_like(preds)
-        run(centred=int(sizes is not None), scale=scale, eps=eps, losses=None, gradient=gradient)
+        run(scale=scale, eps=eps, losses=None, gradient=gradient)
         return gradient
     pred, truth = preds.index_select(0, rows), truths.index_select(0, gts)
     if eps < 0:

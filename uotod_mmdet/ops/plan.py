@@ -58,7 +58,10 @@ def _list_by_numpy(plan: Tensor, min_weight: float) -> ListedPairs:
     index = np.flatnonzero(kept)
     rows = index // columns
     images = rows // max(num_preds, 1)
-    gts = index - rows + (images - rows) * (columns - 1)
+    gts = images - rows  # in place: new memory costs more than the sums
+    gts *= columns - 1
+    gts += index
+    gts -= rows
     places = [torch.from_numpy(array) for array in (rows, gts, images)]
     weight = plan.reshape(-1).index_select(0, torch.from_numpy(index))
     return ListedPairs(places[0], places[1], places[2], weight, plan[:, :, -1].contiguous().flatten())
