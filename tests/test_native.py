@@ -407,9 +407,9 @@ def test_indices_of_every_other_kernel_are_checked_too():
     wrong_pairs = dict(preds=torch.ones(3, 4), truths=torch.ones(3, 4), sizes=None, pair_images=index, weights=one)
     wrong_pairs.update(scale=1.0, eps=1e-6, losses=torch.empty(2), grad=None, gradient=None)
     far = torch.tensor([0, 2**62 + 10])
-    for rows, truths in ((index, index * 0), (index * 0, index), (-index, index * 0), (far, index * 0), (index * 0, far)):
+    for wrong in ((index, index * 0), (index * 0, index), (-index, index * 0), (far, index * 0), (index * 0, far)):
         with pytest.raises(IndexError, match='uotod_box_losses'):
-            BOX_LOSSES(**wrong_pairs, pair_rows=rows, pair_truths=truths)
+            BOX_LOSSES(**wrong_pairs, pair_rows=wrong[0], pair_truths=wrong[1])
     zeros, jumps = torch.zeros(4, dtype=torch.long), torch.tensor([0, 2**62 + 10, -(2**62) - 11, 0])  # differences wrap
     more = dict(pair_images=zeros, weights=torch.ones(4), losses=torch.empty(4))
     for rows in (jumps, torch.tensor([0, 2, 1, 2]), torch.tensor([0, -1, 0, 0])):
