@@ -37,18 +37,9 @@ arms = {
     'soft, log IoU, mass 5': _transport(5, log_iou=True),
 }
 baseline = 'stock ATSS, topk 9'
-data = dict(
-    color_boxes=dict(epochs=6, seeds=[0, 1, 2]),
-    bccd=dict(
-        folder='${BCCD_ROOT}',
-        folds=4,
-        img_scale=(256, 192),
-        batch_size=8,
-        epochs=20,
-        seeds=[0],
-        options={'train_cfg.val_interval': 5},
-    ),
-)
+data = dict(color_boxes=dict())
+epochs = 6
+seeds = [0, 1, 2]
 metrics = ['AP', 'AP50', 'AP_s', 'AP_m', 'AP_l', 'AR']
 claims = [
     dict(

@@ -1,6 +1,6 @@
 # Unbalanced transport for soft training of heads that regress from inside the box (GFL, VFNet, ATSS): the costs of
 # dense_sinkhorn.py and the predicted class; a small reg, for a plan that is soft at its edges only; a large reg_target,
-# so that each ground truth gets its nine anchors' worth wherever anchors have their centre inside it.
+# so that each ground truth gets its five anchors' worth wherever anchors have their centre inside it.
 dense_soft = dict(
     _delete_=True,
     type='uotod_mmdet.UnbalancedSinkhornAssigner',
@@ -11,7 +11,7 @@ dense_soft = dict(
         dict(type='uotod_mmdet.InsideGTCost', weight=20.0),
         dict(type='FocalLossCost', weight=1.0),
     ],
-    gt_mass=9,
+    gt_mass=5,
     reg=0.03,
     reg_pred=None,
     reg_target=10.0,
