@@ -16,7 +16,7 @@ arms = {
 }
 baseline = 'GFL, stock'
 options = {'train_cfg.val_interval': 5}
-_common = dict(folds=4, batch_size=8)
+_common = dict(folds=4, batch_size=4)  # many steps of few images: the data sets are small
 data = dict(
     bccd=dict(folder='${BCCD_ROOT}', img_scale=(256, 192), epochs=20, **_common),
     aquarium=dict(folder='${AQUARIUM_ROOT}', img_scale=(256, 256), epochs=20, **_common),
