@@ -18,6 +18,7 @@ from uotod_mmdet.datasets.color_boxes import make_color_boxes
 
 sys.path.insert(0, str(TOOLS))
 import study  # noqa: E402
+import study_pool  # noqa: E402
 import study_results  # noqa: E402
 import study_run  # noqa: E402
 from study_file import StudyError, load_study  # noqa: E402
@@ -212,6 +213,25 @@ def test_results_of_another_code_count_and_are_said(tmp_path, monkeypatch, capsy
     printed = capsys.readouterr().out
     assert '3 results are of other versions of the code; --fresh does these runs again.' in printed
     assert 'tiny: nothing left to do.' in printed
+
+
+def test_run_that_another_study_has_done_is_taken_over(tmp_path, monkeypatch, capsys):
+    first, second = (load_study(write_study(tmp_path, name)) for name in ('first', 'second'))
+    arms = {'plain': first.arms['stock'], 'slow': dict(first.arms['stock'], epochs=2)}
+    path = write_study(tmp_path, 'second', arms=arms, baseline='plain', seeds=[0, 1])
+    first.results.parent.mkdir()
+    lines = [a_line(first, 'stock', ap=0.25), a_line(first, 'stock', seed=2), a_line(first, 'crashes')]
+    first.results.write_text(''.join(json.dumps(line) + '\n' for line in lines))
+    monkeypatch.setattr(study_pool, '_run_all', lambda study, runs, *_: left.extend(map(str, runs)))
+    left = []
+    call(monkeypatch, 'run', path, '--work-dir', tmp_path / 'work')
+    assert left == ['slow, boxes, seed 0', 'plain, boxes, seed 1', 'slow, boxes, seed 1']
+    (line,) = results_of(path)
+    assert (line['study'], line['arm'], line['taken_from'], line['final']['AP']) == ('second', 'plain', 'first', 0.25)
+    assert 'plain, boxes, seed 0: AP 0.250, done by the study first' in capsys.readouterr().out
+    study_results.append_result(second.results, a_line(load_study(path), 'slow', ap=0.5))
+    call(monkeypatch, 'run', path, '--work-dir', tmp_path / 'work')
+    assert [line['arm'] for line in results_of(path)] == ['plain', 'slow']
 
 
 def test_second_process_is_refused(tmp_path, monkeypatch):

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from study_data import write_files
 from study_file import ROOT, Run, Study, StudyError
-from study_results import append_result, code_version, read_results, repair, sort_results
+from study_results import append_result, code_version, read_results, repair, results_elsewhere, sort_results
 from tqdm import tqdm
 
 import uotod_mmdet
@@ -119,6 +119,12 @@ def run_study(study: Study, args: argparse.Namespace) -> None:
             print(f'{len(changed)} results are of other images or boxes than the data folders hold now: run anew.')
         present = {run: line for run, line in present.items() if run not in changed}
         runs = to_do(study, present, code['code'], args)
+        for line in [] if args.fresh else results_elsewhere(study, runs, hashes):
+            append_result(study.results, line)
+            run = Run(line['arm'], line['data'], line['seed'], line['fold'])
+            present[run] = line
+            runs.remove(run)
+            print(f'{run}: AP {line["final"]["AP"]:.3f}, done by the study {line["taken_from"]}')
         if others:
             print(f'{len(others)} results are of other configs than the study has now, and are left out.')
         older = sum(line['code'] != code['code'] for line in present.values())

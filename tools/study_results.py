@@ -81,6 +81,25 @@ def sort_results(study: Study, lines: list[dict]) -> tuple[dict[Run, dict], list
     return present, others
 
 
+def results_elsewhere(study: Study, runs: list[Run], data_hashes: dict[str, str]) -> list[dict]:
+    """Lines of other studies beside this one that are of the same config, data, seed and fold as some of ``runs``.
+
+    Each gets the names that this study has for the run, and ``taken_from``: the study that did the run.
+    """
+    found = {}
+    for path in sorted(study.results.parent.glob('*.jsonl')):
+        for line in read_results(path)[0] if path != study.results else []:
+            if line['status'] == 'done' and set(study.metrics) <= line['final'].keys():
+                found[line['config_hash'], line['data_hash'], line['seed'], line['fold']] = line
+    taken = []
+    for run in runs:
+        line = found.get((study.hashes[run.arm, run.data], data_hashes.get(run.data), run.seed, run.fold))
+        if line is not None:
+            names = dict(study=study.name, arm=run.arm, data=run.data)
+            taken.append({**line, **names, 'taken_from': line.get('taken_from', line['study'])})
+    return taken
+
+
 def code_version() -> dict[str, str]:
     """Checksum of the package's sources, its version, and the commit where there is one."""
     digest = hashlib.sha256()
