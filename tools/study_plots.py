@@ -15,14 +15,16 @@ SUFFIX = '_without_nms'
 
 
 def draw_study(study: Study, results: Results, out: Path) -> None:
-    """One row for each data set: curves of the arms of each baseline, and the last AP with and without NMS if asked."""
+    """For each data set: curves of the arms of each baseline, and the last AP with and without NMS if asked."""
     bases = list(dict.fromkeys(study.baseline_of(arm) for arm in study.arms))
     groups = [[arm for arm in study.arms if study.baseline_of(arm) == base] for base in bases]
     with_nms = f'AP{SUFFIX}' in study.metrics
     columns = len(groups) + with_nms
-    size = (5.2 * columns, 3.9 * len(study.data))
-    figure, grid = plt.subplots(len(study.data), columns, figsize=size, squeeze=False, constrained_layout=True)
-    for row, data in zip(grid, study.data):
+    # Data sets that need one picture each stand side by side.
+    shape = (len(study.data), columns) if columns > 1 else (1, len(study.data))
+    size = (5.2 * shape[1], 3.9 * shape[0])
+    figure, grid = plt.subplots(*shape, figsize=size, squeeze=False, constrained_layout=True)
+    for row, data in zip(grid if columns > 1 else grid.T, study.data):
         for axes, group in zip(row, groups):
             _draw_curves(axes, results, data, group, study.baseline_of(group[0]))
         if with_nms:
