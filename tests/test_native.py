@@ -20,6 +20,7 @@ from uotod_mmdet.ops.assignment import KERNEL as ASSIGN
 from uotod_mmdet.ops.box_losses import KERNEL as BOX_LOSSES
 from uotod_mmdet.ops.focal_rows import KERNEL as FOCAL_ROWS
 from uotod_mmdet.ops.pair_costs import KERNEL as PAIR_COSTS
+from uotod_mmdet.ops.plan import KERNEL as PLAN_PAIRS
 from uotod_mmdet.ops.softmax_rows import KERNEL as SOFTMAX_ROWS
 from uotod_mmdet.ot import assignment, sinkhorn
 from uotod_mmdet.plan import box_losses, classification_losses, expand, plan_statistics
@@ -429,6 +430,20 @@ def test_indices_of_every_other_kernel_are_checked_too():
             labels=torch.tensor([[0, 4]]), sizes=None, given=None, gt_mask=torch.ones(1, 2, dtype=torch.bool),
             pred_mask=None, background=0.0, cost=torch.empty(1, 3, 3),
         )  # fmt: skip
+
+
+@compiled
+@pytest.mark.parametrize('counts', [[0, 0], [3, 0], [2, 1], [1, 4], [-1, 2], [-(2**62), 2**62], [2**62, 2**62]])
+def test_counts_that_are_not_of_the_plan_are_refused(counts):
+    plan = torch.tensor([[[1.0, 0.0, 0.0], [0.5, 0.5, 0.0]], [[0.0, 0.0, 1.0], [0.0, 0.0, 1.0]]])
+    rows, gts, images = torch.zeros(3, 3, dtype=torch.long)
+    given = dict(plan=plan, min_weight=0.0, rows=rows, gts=gts, images=images, weights=torch.zeros(3))
+    PLAN_PAIRS(**given, counts=torch.tensor([3, 0]), background=torch.empty(4))
+    assert rows.tolist() == [0, 1, 1] and gts.tolist() == [0, 0, 1] and images.tolist() == [0, 0, 0]
+    for background in (torch.empty(4), torch.empty(3), torch.empty(5)):
+        if counts != [3, 0] or len(background) != 4:
+            with pytest.raises(IndexError, match='uotod_plan_pairs'):
+                PLAN_PAIRS(**given, counts=torch.tensor(counts), background=background)
 
 
 @pytest.mark.parametrize('dtype', [torch.float64, torch.float32, torch.int64, torch.int32])

@@ -215,9 +215,10 @@ class DetectionLoss(nn.Module):
                 predictions['priors'] = read_anchors(anchors, boxes)
             if is_traced():  # how many are real is unknown then; boxes without area take no part
                 labels, gt_boxes = torch.where(mask, labels, 0), torch.where(mask[:, :, None], gt_boxes, 0)
-                gts = [InstanceData(labels=label, bboxes=box) for label, box in zip(labels, gt_boxes)]
-            else:
-                gts = [InstanceData(labels=label[m], bboxes=box[m]) for label, box, m in zip(labels, gt_boxes, mask)]
+            of_images = list(zip(labels, gt_boxes))
+            if not is_traced() and not mask.all():
+                of_images = [(label[real], box[real]) for (label, box), real in zip(of_images, mask)]
+            gts = [InstanceData(labels=label, bboxes=box) for label, box in of_images]
             metas = [dict(img_shape=(1, 1))] * len(gts) if img_metas is None else img_metas
             batch = make_batch(predictions, gts, metas, self.matcher.box_source, score_format='logits')
             matching = self.matcher.match_batch(batch)

@@ -1,13 +1,19 @@
 """The pairs of a plan."""
 
-from typing import NamedTuple
+from typing import NamedTuple, Optional
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from . import deferred
 from .deferred import is_traced
+from .native import Kernel
+
+KERNEL = Kernel(
+    'uotod_plan_pairs',
+    'plan: f32[B N C], B, N, C, min_weight: float, counts: i64[T], T, rows: i64[K]?, gts: i64[K]?, images: i64[K]?, '
+    'weights: f32[K]?, K, background: f32[R]?, R',
+)
 
 ALL = 1 << 20
 """Entries of a plan up to which all pairs are listed on a GPU where that is allowed."""
@@ -33,8 +39,9 @@ def list_pairs(plan: Tensor, min_weight: float, few: bool) -> ListedPairs:
             pairs of a plan of up to :data:`ALL` entries, as torch.compile does of any plan; the others then weigh 0.
     """
     num_preds, columns = plan.shape[1:]
-    if type(plan) is Tensor and plan.is_cpu and plan.dtype is not torch.bfloat16 and deferred.host_may_wait(plan):
-        return _list_by_numpy(plan, min_weight)
+    listed = _list_by_kernel(plan, min_weight)
+    if listed is not None:
+        return listed
     kept = plan >= min_weight if min_weight else plan > 0
     kept[:, :, -1] = False
     if is_traced() or (not few and not deferred.host_may_wait(plan) and plan.numel() <= ALL):
@@ -49,19 +56,16 @@ def list_pairs(plan: Tensor, min_weight: float, few: bool) -> ListedPairs:
     return ListedPairs(rows, gts, images, plan.flatten()[index], plan[:, :, -1].contiguous().flatten())
 
 
-def _list_by_numpy(plan: Tensor, min_weight: float) -> ListedPairs:
-    """The same on a CPU, where numpy compares and divides whole numbers several times faster than torch."""
-    num_preds, columns = plan.shape[1:]
-    weights = plan.detach().resolve_neg().numpy().reshape(-1)
-    kept = weights >= min_weight if min_weight else weights > 0
-    kept[columns - 1 :: columns] = False
-    index = np.flatnonzero(kept)
-    rows = index // columns
-    images = rows // max(num_preds, 1)
-    gts = images - rows  # in place: new memory costs more than the sums
-    gts *= columns - 1
-    gts += index
-    gts -= rows
-    places = [torch.from_numpy(array) for array in (rows, gts, images)]
-    weight = plan.reshape(-1).index_select(0, torch.from_numpy(index))
-    return ListedPairs(places[0], places[1], places[2], weight, plan[:, :, -1].contiguous().flatten())
+def _list_by_kernel(plan: Tensor, min_weight: float) -> Optional[ListedPairs]:
+    """The same by the compiled part, which counts the pairs first; None where the kernel does not take the plan."""
+    if is_traced() or (torch.is_grad_enabled() and plan.requires_grad):
+        return None
+    counts = torch.zeros(torch.get_num_threads(), dtype=torch.long)
+    run = KERNEL.bind(plan=plan, counts=counts)
+    if run is None:
+        return None
+    run(min_weight=min_weight, rows=None, gts=None, images=None, weights=None, background=None)
+    rows, gts, images = torch.empty(3, int(counts.sum()), dtype=torch.long)
+    weights, background = plan.new_empty(len(rows)), plan.new_empty(plan.shape[0] * plan.shape[1])
+    run(min_weight=min_weight, rows=rows, gts=gts, images=images, weights=weights, background=background)
+    return ListedPairs(rows, gts, images, weights, background)
