@@ -41,10 +41,11 @@ extern "C" int uotod_plan_pairs(const float *plan, int64_t images, int64_t preds
     const float least = std::max((float)least_, std::numeric_limits<float>::denorm_min());
     const int64_t total = images * preds;
     bool bad = columns < 1 || (background && entries != total);
+    for (int64_t part = 0; part < parts && background; ++part) bad |= counts[part] < 0 || counts[part] > pairs;
+    if (bad) return -2;
 #pragma omp parallel for num_threads(threads) reduction(| : bad) schedule(static)
     for (int64_t part = 0; part < parts; ++part) {
         const int64_t first = total * part / parts, last = total * (part + 1) / parts;
-        if (bad) continue;
         if (!background) {  // all entries, less those of the background
             int64_t count = 0;
             for (int64_t k = first * columns; k < last * columns; ++k) count += plan[k] >= least;
@@ -55,7 +56,7 @@ extern "C" int uotod_plan_pairs(const float *plan, int64_t images, int64_t preds
         int64_t k = 0;
         for (int64_t before = 0; before < part; ++before) k += counts[before];
         const int64_t end = k + counts[part];
-        bad = k < 0 || end < k || end > pairs;
+        bad |= end > pairs;
         for (int64_t row = first; row < last && !bad; ++row) {
             const int64_t image = row / preds;
             each_at_least(plan + row * columns, columns - 1, least, [&](int64_t j) {
