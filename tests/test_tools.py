@@ -614,7 +614,7 @@ def test_missing_bccd_folder_ends_training_with_what_to_set(space, tmp_path, mon
 def shown(trained):
     """What tools/show_run.py prints, and its two pictures."""
     work_dir = trained[0]
-    printed = call_tool('show_run.py', work_dir, '--images', 3, '--score-thr', 0.02)
+    printed = call_tool('show_run.py', work_dir, '--images', 3, '--score-thr', 0.01)
     return printed, cv2.imread(str(work_dir / 'curves.png')), cv2.imread(str(work_dir / 'detections.png'))
 
 
