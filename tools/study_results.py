@@ -90,7 +90,7 @@ def results_elsewhere(study: Study, runs: list[Run], data_hashes: dict[str, str]
     for path in sorted(study.results.parent.glob('*.jsonl')):
         for line in read_results(path)[0] if path != study.results else []:
             if line['status'] == 'done' and set(study.metrics) <= line['final'].keys():
-                found[line['config_hash'], line['data_hash'], line['seed'], line['fold']] = line
+                found[line['config_hash'], line.get('data_hash'), line['seed'], line['fold']] = line
     taken = []
     for run in runs:
         line = found.get((study.hashes[run.arm, run.data], data_hashes.get(run.data), run.seed, run.fold))
