@@ -59,6 +59,10 @@ def _section(study: Study, out: Path) -> str:
         text += [f'- {len(others)} results are of other configs than the study has now, and are left out.']
     text += _code_lines(codes, results)
     text += _data_lines(study, results)
+    devices = Counter(line['device'] for line in results.values() if 'device' in line)
+    text += [
+        f'- On a GPU ({name}): {count} runs; peak MB are the memory of the GPU.' for name, count in devices.items()
+    ]
     if failed:
         text += ['', 'Failed runs:', '']
         text += [f'- {run}: {failed[run]["reason"]}' for run in study.runs() if run in failed]

@@ -55,8 +55,9 @@ class Recorder(Hook):
             os._exit(1)  # study.py was killed; a run that goes on would only be done twice
 
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
-        losses = {name: float(value.detach()) for name, value in (outputs or {}).items() if 'loss' in name}
-        wrong = [name for name, value in losses.items() if not math.isfinite(value)]
+        losses = {name: value.detach() for name, value in (outputs or {}).items() if 'loss' in name}
+        values = torch.stack([value.float() for value in losses.values()]).tolist() if losses else []  # one wait
+        wrong = [name for name, value in zip(losses, values) if not math.isfinite(value)]
         if wrong:
             raise FloatingPointError(
                 f'the run diverged: {", ".join(sorted(wrong))} is not finite at iteration {runner.iter + 1} '
@@ -122,7 +123,13 @@ def train(study: Study, run: Run, work_dir: Path, parent: int) -> dict:
         without = recorder.validations[-1][1]
         final.update({f'{name}_without_nms': without[name] for name in COCO_NAMES})
     times, _ = runner.message_hub.get_scalar('train/time').data
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == 'darwin' else 2**10)
+    if torch.cuda.is_available():
+        device, peak = dict(device=torch.cuda.get_device_name()), torch.cuda.max_memory_allocated() / 2**20
+    else:
+        device, peak = (
+            {},
+            resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == 'darwin' else 2**10),
+        )
     return dict(
         status='done',
         epochs=validations[-1][0],
@@ -131,6 +138,7 @@ def train(study: Study, run: Run, work_dir: Path, parent: int) -> dict:
         by_class=validations[-1][1]['by_class'],
         seconds_an_iteration=round(statistics.median(times), 4),
         peak_mb=round(peak),
+        **device,
     )
 
 
