@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from uotod_mmdet.arguments import number, switch
 from uotod_mmdet.assigners import batch_matcher
 from uotod_mmdet.costs import make_batch
-from uotod_mmdet.ops import is_traced
+from uotod_mmdet.ops import is_traced, to_device_of
 from uotod_mmdet.plan import (
     MIN_WEIGHT,
     Pairs,
@@ -292,8 +292,9 @@ class DetectionLoss(nn.Module):
             mass.append(pairs.background)
         class_weight = getattr(self.loss_cls, 'class_weight', None)
         if class_weight is not None:
-            class_weight = torch.as_tensor(class_weight, dtype=logits.dtype, device=logits.device)
-            class_weight = class_weight.expand(logits.size(-1))
+            if not isinstance(class_weight, Tensor):
+                class_weight = to_device_of(logits, class_weight)
+            class_weight = class_weight.to(logits).expand(logits.size(-1))
             labels: tuple[Any, ...] = (gt_labels.flatten()[pairs.gts], self._background(logits))
             mass = [part * class_weight[label] for part, label in zip(mass, labels)]
         return torch.stack([part.sum() for part in mass]).sum().clamp(min=1)

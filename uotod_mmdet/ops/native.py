@@ -1,7 +1,8 @@
 """The compiled part (csrc/): kernels for float32 on a CPU, several times faster than the torch code beside them.
 
 The compiled part is built on installation where a C++ compiler is found. Without it, on a GPU, for other dtypes and
-layouts, and where the environment variable UOTOD_NATIVE is 0, the torch code computes the same.
+layouts, and where the environment variable UOTOD_NATIVE is 0, the torch code computes the same. On a GPU that Triton
+knows, the iteration of Sinkhorn is a kernel of Triton's, which the same variable switches off.
 
 Every kernel is declared with the dtype and shape of each tensor and the type of each number (:class:`Kernel`). A
 kernel is called only with arguments that match its declaration.
@@ -48,6 +49,9 @@ def _load() -> Optional[ctypes.CDLL]:
 
 library = _load()
 """The compiled part; None: there is none."""
+
+has_triton = os.environ.get('UOTOD_NATIVE') != '0' and importlib.util.find_spec('triton') is not None
+"""Whether kernels for a GPU may be compiled by Triton."""
 
 _DTYPES = dict(f32=torch.float32, f64=torch.float64, i64=torch.int64, bool=torch.bool)
 

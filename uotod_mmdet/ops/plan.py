@@ -15,7 +15,7 @@ KERNEL = Kernel(
     'weights: f32[K]?, K, background: f32[R]?, R',
 )
 
-ALL = 1 << 20
+ALL = 1 << 16
 """Entries of a plan up to which all pairs are listed on a GPU where that is allowed."""
 
 

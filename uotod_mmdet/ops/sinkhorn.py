@@ -1,12 +1,14 @@
 """Entropic optimal transport: the iteration as an op. The method is explained in :mod:`uotod_mmdet.ot.sinkhorn`."""
 
 import math
+import warnings
 from collections.abc import Sequence
+from typing import Optional
 
 import torch
 from torch import Tensor
 
-from . import deferred
+from . import deferred, native
 from .native import Kernel
 from .newton import newton
 from .registration import Op
@@ -17,6 +19,12 @@ NEWTON_COLUMNS = 128
 
 STEPS_UNREAD, NEWTON_STEPS_UNREAD = 20, 30
 """Largest number of iterations before Newton's method, and of its steps, where the error is not read."""
+
+STEPS_FOR_NEWTON = 20
+"""Iterations of the kernel for GPUs, which has no Newton's method, in place of each that ``num_iter`` allows."""
+
+GPU_COLUMNS = 2048
+"""Problems with more columns do without the kernel for GPUs."""
 
 KERNEL = Kernel(
     'uotod_sinkhorn',
@@ -91,6 +99,12 @@ def sinkhorn_op(
         named = dict(zip(('plan', 'f', 'g', 'done', 'error'), outputs))
         if solve(**options, tol=tol, absorb_above=absorb_above, **named) == 0:
             return outputs
+    if cost.is_cuda and native.has_triton and cost.size(2) <= GPU_COLUMNS:
+        found = sinkhorn_on_gpu(
+            cost, a, b, reg, rho_a, rho_b, scale, relative, num_iter, check_every, newton_after, tol
+        )
+        if found is not None:
+            return found
     return sinkhorn_reference(
         cost, a, b, reg, rho_a, rho_b, scale, relative, num_iter, check_every, newton_after, tol, absorb_above
     )
@@ -105,6 +119,43 @@ def empty_outputs(cost: Tensor, *arguments: object) -> tuple[Tensor, Tensor, Ten
 
 
 sinkhorn_op.register_fake(empty_outputs)
+
+
+def sinkhorn_on_gpu(
+    cost: Tensor,
+    a: Tensor,
+    b: Tensor,
+    reg: Tensor,
+    rho_a: Tensor,
+    rho_b: Tensor,
+    scale: Tensor,
+    relative: bool,
+    num_iter: int,
+    check_every: int,
+    newton_after: int,
+    tol: float,
+) -> Optional[tuple[Tensor, Tensor, Tensor, Tensor, Tensor]]:
+    """:func:`sinkhorn` by a kernel of Triton's, which extrapolates where Newton's method would take over.
+
+    None, with a warning, where Triton cannot compile the kernel: it needs a C compiler.
+    """
+    if relative:
+        reg = reg * largest_cost(cost)
+    check_values(cost, a, b, reg, rho_a, rho_b)
+    if iterations_before_newton(cost, num_iter, newton_after, True) < num_iter:
+        num_iter *= STEPS_FOR_NEWTON
+    try:
+        from .sinkhorn_on_gpu import solve
+
+        return solve(cost, a, b, reg, rho_a, rho_b, scale, num_iter, check_every, tol)
+    except Exception as error:  # of many types, by version
+        native.has_triton = False
+        warnings.warn(
+            f'uotod_mmdet: Triton cannot compile the kernel of Sinkhorn ({type(error).__name__}: {error}), so torch '
+            'computes the same, many times more slowly. Triton needs a C compiler; UOTOD_NATIVE=0 hides this.',
+            stacklevel=2,
+        )
+        return None
 
 
 def sinkhorn_reference(

@@ -36,11 +36,7 @@ class Problem(NamedTuple):
         # Where costs are not many times reg, their own precision is enough for the exponents, too.
         if cost.dtype != torch.float64 and not (read and log_kernel.abs().amax() < EXACT_BELOW):
             log_kernel = cost.double() / -reg[:, None, None]
-        log_a, log_b = a.double().log(), b.double().log()
-        # Where one side has no mass at all, the other one has nowhere to go.
-        nothing = (log_a.amax(1).isneginf() | log_b.amax(1).isneginf())[:, None]
-        log_a, log_b = log_a.masked_fill(nothing, -math.inf), log_b.masked_fill(nothing, -math.inf)
-        return Problem(log_kernel, log_a, log_b, rho_a, rho_b, cost.dtype)
+        return Problem(log_kernel, *log_masses(a, b), rho_a, rho_b, cost.dtype)
 
     def plan(self, f: Tensor, g: Tensor) -> Tensor:
         """The plan of the dual potentials f (B, N) and g (B, K), in the precision of the cost."""
@@ -159,6 +155,13 @@ def check_values(cost: Tensor, a: Tensor, b: Tensor, reg: Tensor, rho_a: Tensor,
     good += [cost.sum().isfinite(), ((reg > 0) & reg.isfinite() & (rho_a >= 0) & (rho_b >= 0)).all()]
     good += [(cost.abs().amax((1, 2)) < PRECISE_BELOW * reg).all()]
     act_if(~torch.stack(good).all(), complain)
+
+
+def log_masses(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Logarithms of the marginals, float64; all -inf where one side has no mass, so the other has nowhere to go."""
+    log_a, log_b = a.double().log(), b.double().log()
+    nothing = (log_a.amax(1).isneginf() | log_b.amax(1).isneginf())[:, None]
+    return log_a.masked_fill(nothing, -math.inf), log_b.masked_fill(nothing, -math.inf)
 
 
 def choose(mask: Tensor, first: Sequence[Tensor], second: Sequence[Tensor]) -> list[Tensor]:

@@ -79,7 +79,8 @@ def sinkhorn(
         reg_a: Weight of KL(P1 | a), >= 0, in units of cost; a number or one per problem, (B,). None or inf: P1 = a is a
             constraint.
         reg_b: Weight of KL(P^T1 | b), likewise.
-        num_iter: Largest number of iterations.
+        num_iter: Largest number of iterations, those of Newton's method included. On a GPU 20 cheap ones count as one,
+            where Newton's method would be allowed.
         tol: Stop a problem at this ``error``. On a side that is a constraint 1e-3 means that each row or column holds
             its mass up to 0.1 %.
         check_every: Iterations between two checks of the error and of the size of the scalings.
@@ -110,7 +111,10 @@ def sinkhorn(
     if absorb_above is None:  # a third of the dtype's range: underflow in the kernel stays below rounding
         absorb_above = 10.0 if cost.dtype == torch.float32 else 250.0 / 3
     absorb_above = number('absorb_above', absorb_above, infinite=True)
-    reg = torch.as_tensor(reg, dtype=torch.float64, device=cost.device).expand(batch).contiguous()
+    if isinstance(reg, Tensor):
+        reg = reg.to(cost.device, torch.float64).expand(batch).contiguous()
+    else:  # filled on the device: a copy to it would wait
+        reg = torch.full((batch,), reg, dtype=torch.float64, device=cost.device)
     rho_a, rho_b = (
         torch.full_like(reg, math.inf)
         if weight is None

@@ -1,0 +1,60 @@
+"""The kernel of Sinkhorn for GPUs, in Triton's interpreter: runs where Triton is installed, without a GPU."""
+
+import importlib.util
+import math
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+WEIGHTS = [(None, None), (1.0, 0.1), (1e3, 1e-2), (None, 0.1), (0.1, None), (0.0, None), (0.5, 0.0)]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec('triton') is None, reason='needs Triton: pip install triton')
+@pytest.mark.parametrize('reg', [0.3, 0.02, 0.005])
+def test_the_kernel_finds_the_plan(reg):
+    # In a process of its own: Triton reads the variable once.
+    env = {**os.environ, 'TRITON_INTERPRET': '1'}
+    done = subprocess.run([sys.executable, '-W', 'ignore', __file__, str(reg)], env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def problem(seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Costs and marginals of four problems: plain; rows that avoid all columns but one; empty sides; no mass at all."""
+    generator = torch.Generator().manual_seed(seed)
+    cost = torch.rand(4, 300, 9, generator=generator).double()
+    cost[1, :250] += 20
+    cost[:, :, -1] = 0.5
+    a, b = torch.full((4, 300), 1 / 300).double(), torch.full((4, 9), 1 / 60).double()
+    b[:, -1] = 52 / 60
+    a[2, 200:], b[2, :3], a[3], b[3] = 0, 0, 0, 0
+    total = a.sum(1, keepdim=True).clamp(min=1e-30), b.sum(1, keepdim=True).clamp(min=1e-30)
+    return cost, a / total[0], b / total[1]
+
+
+def main(reg: float) -> None:
+    from uotod_mmdet.ops.sinkhorn_on_gpu import solve
+    from uotod_mmdet.ot import sinkhorn
+
+    for seed, weights in enumerate(WEIGHTS):
+        dtype = torch.float64 if seed == 1 else torch.float32
+        cost, a, b = problem(seed)
+        given = cost.to(dtype), a.to(dtype), b.to(dtype)
+        regs = torch.full((4,), reg, dtype=torch.float64)
+        rho = [torch.full_like(regs, math.inf if weight is None else weight / reg) for weight in weights]
+        tol = 1e-3
+        plan, f, g, done, error = solve(*given, regs, *rho, torch.ones(4, dtype=dtype), 2000, 10, tol)
+        exact = sinkhorn(cost, a, b, reg, *weights, num_iter=2000, tol=1e-9)
+        assert exact.converged.all()
+        assert (error <= tol).all() and (done <= 2000).all(), (weights, error, done)
+        distance = (plan - exact.plan).abs().sum((1, 2))
+        assert distance.max() < 3e-3, (weights, distance)
+        rebuilt = (f[:, :, None] + g[:, None, :] - cost / reg).exp()
+        torch.testing.assert_close(plan.double(), rebuilt, rtol=1e-4, atol=1e-7)
+
+
+if __name__ == '__main__':
+    main(float(sys.argv[1]))
