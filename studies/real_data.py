@@ -13,6 +13,8 @@ arms = {
     'GFL, stock': _stock(9),
     'GFL, stock, topk 5': _stock(5),
     'GFL, soft': dict(config='configs/color_boxes/gfl_tiny_soft.py'),
+    'RetinaNet, stock': dict(config='configs/color_boxes/retinanet_tiny_maxiou.py', baseline='RetinaNet, stock'),
+    'RetinaNet, soft': dict(config='configs/color_boxes/retinanet_tiny_soft.py', baseline='RetinaNet, stock'),
 }
 baseline = 'GFL, stock'
 options = {'train_cfg.val_interval': 5}
@@ -29,6 +31,13 @@ claims = [
         text='Soft GFL is at least level with stock.',
         kind='difference',
         arm='GFL, soft',
+        at_least=0,
+        judge='reach',
+    ),
+    dict(
+        text='Soft RetinaNet is at least level with stock.',
+        kind='difference',
+        arm='RetinaNet, soft',
         at_least=0,
         judge='reach',
     ),

@@ -35,12 +35,12 @@ class Pairs(NamedTuple):
 
     def sum_by_row(self, values: Tensor) -> Tensor:
         """Sums of a value of each pair (K,), (B * N,)."""
-        return values.new_zeros(len(self.background)).index_add(0, self.rows, values)
+        return values.new_zeros(len(self.background)).scatter_add(0, self.rows, values)
 
     @property
     def row_mass(self) -> Tensor:
         """Total mass of each prediction: 1 in balanced plans, 0 if it is ignored, (B * N,)."""
-        return self.background.index_add(0, self.rows, self.weight)
+        return self.background.scatter_add(0, self.rows, self.weight)
 
     @property
     def mass(self) -> Tensor:

@@ -34,12 +34,12 @@ def plan_statistics(
     images, gts = max(pairs.num_images, 1), gt_mask.sum().clamp(min=1)
     if assigner is not None and not is_traced():
         _warn_if_too_soft(pairs, gts, assigner)
-    gt_mass = pairs.weight.new_zeros(gt_mask.numel()).index_add(0, pairs.gts, pairs.weight)
+    gt_mass = pairs.weight.new_zeros(gt_mask.numel()).scatter_add(0, pairs.gts, pairs.weight)
     unmatched = (gt_mass < 0.5) & gt_mask.flatten()
     row_mass = pairs.row_mass
     matched = row_mass > 2 * pairs.background
     # -sum p log p of p = P / mass is the same of P, divided by the mass, plus the logarithm of the mass.
-    entropy = _entropy(pairs.background).index_add(0, pairs.rows, _entropy(pairs.weight))
+    entropy = _entropy(pairs.background).scatter_add(0, pairs.rows, _entropy(pairs.weight))
     entropy = torch.where(matched, entropy / row_mass + row_mass.log(), 0).sum() / matched.sum().clamp(min=1)
     statistics = dict(
         matched_mass=pairs.weight.sum() / images, unmatched_gts=unmatched.sum() / gts, plan_entropy=entropy
