@@ -56,7 +56,11 @@ setup(
     install_requires=['numpy', 'scipy', 'packaging', 'filelock', 'tqdm'],
     extras_require={
         'mmdet': ['mmengine>=0.10.4,<1', 'mmcv>=2.0,<2.2', 'mmdet>=3.3,<3.4'],
-        'tests': ['pytest', 'pytest-xdist', 'POT', 'hypothesis'],
+        # Triton's interpreter runs the kernel for GPUs on a CPU; torch for GPUs brings the version that it needs.
+        'tests': [
+            *('pytest', 'pytest-xdist', 'POT', 'hypothesis'),
+            'triton; sys_platform == "linux" and platform_machine == "x86_64"',
+        ],
         # Bounded: each version of a formatter formats a little differently.
         'lint': ['ruff>=0.17,<0.18', 'mypy>=2.4,<2.5', 'clang-format>=23,<24'],
         'plots': ['matplotlib'],
