@@ -100,9 +100,7 @@ def sinkhorn_op(
         if solve(**options, tol=tol, absorb_above=absorb_above, **named) == 0:
             return outputs
     if cost.is_cuda and native.has_triton and cost.size(2) <= GPU_COLUMNS:
-        found = sinkhorn_on_gpu(
-            cost, a, b, reg, rho_a, rho_b, scale, relative, num_iter, check_every, newton_after, tol
-        )
+        found = _by_triton(problem, relative, num_iter, check_every, newton_after, tol)
         if found is not None:
             return found
     return sinkhorn_reference(
@@ -121,33 +119,25 @@ def empty_outputs(cost: Tensor, *arguments: object) -> tuple[Tensor, Tensor, Ten
 sinkhorn_op.register_fake(empty_outputs)
 
 
-def sinkhorn_on_gpu(
-    cost: Tensor,
-    a: Tensor,
-    b: Tensor,
-    reg: Tensor,
-    rho_a: Tensor,
-    rho_b: Tensor,
-    scale: Tensor,
-    relative: bool,
-    num_iter: int,
-    check_every: int,
-    newton_after: int,
-    tol: float,
+def _by_triton(
+    problem: dict[str, Tensor], relative: bool, num_iter: int, check_every: int, newton_after: int, tol: float
 ) -> Optional[tuple[Tensor, Tensor, Tensor, Tensor, Tensor]]:
-    """:func:`sinkhorn` by a kernel of Triton's, which extrapolates where Newton's method would take over.
+    """:func:`sinkhorn` by the kernel for GPUs, which extrapolates where Newton's method would take over.
 
     None, with a warning, where Triton cannot compile the kernel: it needs a C compiler.
     """
+    cost = problem['cost']
     if relative:
-        reg = reg * largest_cost(cost)
-    check_values(cost, a, b, reg, rho_a, rho_b)
+        problem = dict(problem, reg=problem['reg'] * largest_cost(cost))
+    check_values(*(problem[name] for name in ('cost', 'a', 'b', 'reg', 'rho_a', 'rho_b')))
     if iterations_before_newton(cost, num_iter, newton_after, True) < num_iter:
         num_iter *= STEPS_FOR_NEWTON
     try:
         from .sinkhorn_on_gpu import solve
 
-        return solve(cost, a, b, reg, rho_a, rho_b, scale, num_iter, check_every, tol)
+        return solve(**problem, num_iter=num_iter, check_every=check_every, tol=tol)
+    except torch.cuda.OutOfMemoryError:
+        raise
     except Exception as error:  # of many types, by version
         native.has_triton = False
         warnings.warn(
