@@ -10,8 +10,9 @@ def _gfl(name, **options):
     return dict(config=f'configs/color_boxes/gfl_tiny_{name}.py', options=options, epochs=6, baseline='GFL, stock')
 
 
-def _retina(name):
-    return dict(config=f'configs/color_boxes/retinanet_tiny_{name}.py', epochs=6, baseline='RetinaNet, stock')
+def _retina(name, **options):
+    config = f'configs/color_boxes/retinanet_tiny_{name}.py'
+    return dict(config=config, options=options, epochs=6, baseline='RetinaNet, stock')
 
 
 def _ssd(name, **options):
@@ -32,7 +33,8 @@ arms = {
     'GFL, OTA, hard': _gfl('soft', model=dict(train_cfg=dict(assigner=dict(_ota, hard=True)))),
     'GFL, OTA, soft': _gfl('soft', model=dict(train_cfg=dict(assigner=_ota))),
     'RetinaNet, stock': _retina('maxiou'),
-    'RetinaNet, unbalanced, hard': _retina('sinkhorn'),
+    'RetinaNet, anchors by IoU, hard': _retina('sinkhorn'),
+    'RetinaNet, unbalanced, hard': _retina('soft', **{f'{_assigner}.hard': True}),
     'RetinaNet, unbalanced, soft': _retina('soft'),
     'SSD, stock': _ssd('maxiou'),
     'SSD, unbalanced, hard': _ssd('soft', **{f'{_assigner}.hard': True}),

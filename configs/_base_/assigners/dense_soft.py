@@ -1,4 +1,4 @@
-# Unbalanced transport for soft training of heads that regress from inside the box (GFL, VFNet, ATSS): the costs of
+# Unbalanced transport for soft training of dense heads (GFL, VFNet, ATSS, RetinaNet): the costs of
 # dense_sinkhorn.py and the predicted class; a small reg, for a plan that is soft at its edges only; a large reg_target,
 # so that each ground truth gets its five anchors' worth wherever anchors have their centre inside it.
 dense_soft = dict(
