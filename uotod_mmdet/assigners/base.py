@@ -277,8 +277,8 @@ class TransportAssigner(BaseAssigner):
         result = read_hard(batch, boxes, matching, self.keep_every_gt)
         ignored, iof_thr = gt_instances_ignore, self.ignore_iof_thr
         if len(pred_instances) and iof_thr >= 0 and ignored is not None and len(ignored):
-            unmatched = result.gt_inds == 0
-            result.gt_inds[unmatched & on_ignored(type(self).__name__, boxes, ignored, iof_thr)] = -1
+            unmatched, compared = result.gt_inds == 0, None if batch.bboxes is None else batch.bboxes[0]
+            result.gt_inds[unmatched & on_ignored(type(self).__name__, compared, ignored, iof_thr)] = -1
         return result
 
     def _log_degenerate(self, boxes: Tensor, img_meta: Optional[dict]) -> None:

@@ -24,7 +24,7 @@ from mmdet.models.task_modules.assigners import (
 from mmengine.structures import InstanceData
 from torch import Tensor
 
-from uotod_mmdet.costs import Batch, ignored_boxes
+from uotod_mmdet.costs import Batch, as_logits, ignored_boxes
 
 from .base import TransportAssigner
 from .matching import Matching
@@ -36,6 +36,7 @@ _OF_ONE_HEAD = {
     RegionAssigner: "the feature maps' sizes and strides that StageCascadeRPNHead hands over",
 }
 _OF_POINTS = (DynamicSoftLabelAssigner, PointAssigner, SimOTAAssigner)
+_OF_PROBABILITIES = (SimOTAAssigner, TaskAlignedAssigner)
 _OF_PRIORS = (*_OF_POINTS, ATSSAssigner, CenterRegionAssigner, MaxIoUAssigner, TaskAlignedAssigner, UniformAssigner)
 
 
@@ -68,12 +69,14 @@ class ForeignAssigner:
 
     Args:
         assigner: The assigner; its AssignResult is read as 0 background, -1 a zero row.
+        **known: Further arguments of ``assigner.assign``, such as the alpha and beta of TOODHead.
     """
 
     box_source = 'auto'
 
-    def __init__(self, assigner: Any) -> None:
+    def __init__(self, assigner: Any, **known: Any) -> None:
         self.assigner = assigner
+        self.known = known
         by_priors = isinstance(assigner, (ATSSAssigner, CenterRegionAssigner, MaxIoUAssigner))
         self.reads_boxes = not by_priors or getattr(assigner, 'alpha', None) is not None
 
@@ -105,9 +108,12 @@ class ForeignAssigner:
             if batch.pred_mask is not None:
                 inside = batch.pred_mask[index].nonzero().squeeze(1)
                 predictions = predictions[inside]
-            if isinstance(assigner, (SimOTAAssigner, TaskAlignedAssigner)):
+            if batch.score_format == 'probabilities':
+                if not isinstance(assigner, _OF_PROBABILITIES):
+                    predictions.scores = as_logits(predictions.scores)
+            elif isinstance(assigner, _OF_PROBABILITIES):
                 predictions.scores = predictions.scores.sigmoid()
-            elif isinstance(assigner, UniformAssigner):
+            if isinstance(assigner, UniformAssigner):
                 predictions.decoder_priors = predictions.bboxes
             elif not self.reads_boxes:
                 for name in ('bboxes', 'scores'):
@@ -117,6 +123,7 @@ class ForeignAssigner:
                 gt_instances_ignore=ignored,
                 img_meta=batch.img_metas[index],
                 num_level_priors=_num_level_priors(num_level_priors, batch.pred_mask, index),
+                **self.known,
             )
             gt_inds = _assign(assigner, predictions, known).gt_inds
             if gt_inds.shape != inside.shape or (len(gt_inds) and not -1 <= gt_inds.min() <= gt_inds.max() <= len(gts)):
@@ -130,9 +137,9 @@ class ForeignAssigner:
         return Matching(plan, None, None)
 
 
-def batch_matcher(assigner: Any) -> Union[TransportAssigner, ForeignAssigner]:
-    """The matcher of a batch: an assigner of ours itself, any other assigner in a ForeignAssigner."""
-    return assigner if isinstance(assigner, TransportAssigner) else ForeignAssigner(assigner)
+def batch_matcher(assigner: Any, **known: Any) -> Union[TransportAssigner, ForeignAssigner]:
+    """The matcher of a batch: an assigner of ours itself, any other assigner in a :class:`ForeignAssigner`."""
+    return assigner if isinstance(assigner, TransportAssigner) else ForeignAssigner(assigner, **known)
 
 
 def _priors_of(batch: Batch, assigner: Any) -> Optional[str]:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from uotod_mmdet.arguments import number
-from uotod_mmdet.costs import Batch, costs_and_background
+from uotod_mmdet.costs import Batch, as_logits, costs_and_background
 from uotod_mmdet.registry import TASK_UTILS
 
 from .sinkhorn import BalancedSinkhornAssigner
@@ -23,8 +23,8 @@ class OTAAssigner(BalancedSinkhornAssigner):
     left is FocalLossCost against a background of 0.
 
     With a head that gives priors only (GFLHead, ATSSHead, RetinaHead...) the boxes are the priors and the
-    classification term is left out; with one that gives no priors (DETRHead...) the centre term is. Our heads say that
-    their scores are logits. mmdet's heads do not: scores that all lie in [0, 1] are read as probabilities (YOLOXHead
+    classification term is left out; with one that gives no priors (DETRHead...) the centre term is. Our heads say what
+    their scores are. mmdet's heads do not: scores that all lie in [0, 1] are read as probabilities (YOLOXHead
     gives these), others as logits.
 
     Args:
@@ -78,15 +78,7 @@ class OTAAssigner(BalancedSinkhornAssigner):
             terms.append(center)
         if batch.scores is not None:
             terms.append(classification)
-            batch = batch._replace(scores=_logits(batch.scores, batch.score_format))
+            if batch.score_format == 'auto':
+                probabilities = ((batch.scores >= 0) & (batch.scores <= 1)).all()
+                batch = batch._replace(scores=torch.where(probabilities, as_logits(batch.scores), batch.scores))
         return costs_and_background(terms, batch, self.background_cost)
-
-
-def _logits(scores: Tensor, score_format: str) -> Tensor:
-    """Scores as logits; those of an unknown format are probabilities if all lie in [0, 1]."""
-    if score_format == 'logits':
-        return scores
-    logits = scores.logit(eps=1e-6)
-    if score_format == 'probabilities':
-        return logits
-    return torch.where(((scores >= 0) & (scores <= 1)).all(), logits, scores)

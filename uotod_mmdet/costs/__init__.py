@@ -2,10 +2,12 @@
 
 from uotod_mmdet.ops import CostTerm, pairwise_overlaps
 
-from .batch import BOX_SOURCES, Batch, as_labels, class_labels, make_batch, pad
+from .batch import BOX_SOURCES, Batch, as_labels, as_logits, class_labels, make_batch, pad
 from .batch_cost import batch_cost, costs_and_background
 from .boxes import as_tensor, float_boxes, ignored_boxes
 from .declared import CostReading, declare_cost, reading_of_cost
+from .dynamic_costs import BinaryCrossEntropyCost, SoftCenterCost, SoftLabelCost, TaskAlignmentCost
+from .fcos_costs import GTAreaCost, RegressRangeCost
 from .log_iou_cost import LogIoUCost
 from .prior_costs import InsideGTCost, PriorCenterCost, PriorIoUCost
 from .priors import prior_boxes, prior_centers_and_sizes
@@ -13,13 +15,20 @@ from .priors import prior_boxes, prior_centers_and_sizes
 __all__ = [
     'BOX_SOURCES',
     'Batch',
+    'BinaryCrossEntropyCost',
     'CostReading',
     'CostTerm',
+    'GTAreaCost',
     'InsideGTCost',
     'LogIoUCost',
     'PriorCenterCost',
     'PriorIoUCost',
+    'RegressRangeCost',
+    'SoftCenterCost',
+    'SoftLabelCost',
+    'TaskAlignmentCost',
     'as_labels',
+    'as_logits',
     'as_tensor',
     'batch_cost',
     'class_labels',

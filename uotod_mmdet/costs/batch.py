@@ -21,7 +21,7 @@ class Batch(NamedTuple):
     """Predictions and padded ground truths of B images; boxes and scores in one dtype, float32 or float64."""
 
     bboxes: Optional[Tensor]  # (B, N, 4) xyxy pixels, predicted or priors as box_source says
-    scores: Optional[Tensor]  # (B, N, C) as the head gives them, logits for most
+    scores: Optional[Tensor]  # (B, N, C) as the head gives them, see score_format
     priors: Optional[Tensor]  # (B, N, 4)
     gt_bboxes: Optional[Tensor]  # (B, M, 4) xyxy pixels
     gt_labels: Tensor  # (B, M) int64
@@ -53,6 +53,16 @@ class Batch(NamedTuple):
             return InstanceData(**{name: values[index] for name, values in self.predictions.items()})
         return self.predictions[index]
 
+    def with_logits(self) -> 'Batch':
+        """The batch with scores that the head calls probabilities as logits, which is what match costs read."""
+        if self.scores is None or self.score_format != 'probabilities':
+            return self
+        if isinstance(self.predictions, Mapping):
+            predictions: Any = {**self.predictions, 'scores': as_logits(self.predictions['scores'])}
+        else:
+            predictions = [InstanceData(**{**dict(p.items()), 'scores': as_logits(p.scores)}) for p in self.predictions]
+        return self._replace(scores=as_logits(self.scores), predictions=predictions, score_format='logits')
+
     def given(self) -> str:
         """Which fields predictions and ground truths hold, for messages."""
         if isinstance(self.predictions, Mapping) or not self.predictions:
@@ -60,6 +70,11 @@ class Batch(NamedTuple):
         else:
             of_preds = sorted(self.predictions[0].keys())
         return f'{of_preds} of predictions and {sorted(self.gt_instances[0].keys())} of ground truths'
+
+
+def as_logits(probabilities: Tensor) -> Tensor:
+    """Probabilities as logits, of at most 13.8 in size."""
+    return probabilities.logit(eps=1e-6)
 
 
 def as_labels(labels: Tensor, name: str = 'gt_instances.labels') -> Tensor:
@@ -105,7 +120,8 @@ def make_batch(
         num_classes: Number of foreground classes, labels 0 to num_classes - 1. None: as many as the scores' columns.
         prior_format: What the priors are: 'anchor' (x1, y1, x2, y2) or 'point' (x, y, stride_x, stride_y). 'auto', for
             callers of ``assign``, which do not say: inferred, see :func:`~uotod_mmdet.costs.prior_centers_and_sizes`.
-        score_format: What the scores are: 'logits' or 'probabilities'. 'auto': unknown; costs take them as mmdet's do.
+        score_format: What the scores are: 'logits', or 'probabilities', which the costs get as logits. 'auto': unknown;
+            costs take them as mmdet's do.
         repeats: How many times the images follow one another in stacked predictions (repeats * B, N, .), as those of a
             head's decoder layers do. All other arguments are of B images.
 

@@ -39,6 +39,7 @@ def costs_and_background(match_costs: Sequence, batch: Batch, background_cost: f
     """:func:`batch_cost` with a last column of ``background_cost``, (B, N, M + 1)."""
     check_mask('gt_mask', batch.gt_mask, batch.shape[::2])
     check_mask('pred_mask', batch.pred_mask, batch.shape[:2])
+    batch = batch.with_logits()
     like = torch.empty(batch.shape[:2], dtype=batch.dtype, device=batch.device)
     with torch.autocast(batch.device.type, enabled=False), torch.no_grad():
         # Without pairs, missing fields are no error.

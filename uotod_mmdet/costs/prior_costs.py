@@ -43,6 +43,15 @@ class PriorCost(BaseMatchCost):
         """Centres and units of length of the priors; see :func:`prior_centers_and_sizes`."""
         return prior_centers_and_sizes(priors, prior_format if self.prior_format == 'auto' else self.prior_format)
 
+    def distance(self, priors: Tensor, gt_bboxes: Tensor, prior_format: str) -> Tensor:
+        """Distance (..., N, M) of the centres, in units of the prior: the side of the square of its area."""
+        centers, sizes = self.centers_and_sizes(priors, prior_format)
+        gt_centers = (gt_bboxes[..., :2] + gt_bboxes[..., 2:]) / 2
+        # One coordinate at a time: no temporary is larger than the result.
+        square = (centers[..., :, None, 0] - gt_centers[..., None, :, 0]).square_()
+        square.add_((centers[..., :, None, 1] - gt_centers[..., None, :, 1]).square_())
+        return square.sqrt_().div_(sizes.clamp(min=1e-6).prod(-1).sqrt_()[..., None])
+
     def __call__(
         self, pred_instances: InstanceData, gt_instances: InstanceData, img_meta: Optional[dict] = None, **kwargs
     ) -> Tensor:
@@ -71,13 +80,7 @@ class PriorCenterCost(PriorCost):
 
     def cost(self, priors: Tensor, gt_bboxes: Tensor, prior_format: str = 'auto') -> Tensor:
         """Cost (..., N, M) of priors (..., N, 4) and ground truths (..., M, 4), pixels."""
-        centers, sizes = self.centers_and_sizes(priors, prior_format)
-        gt_centers = (gt_bboxes[..., :2] + gt_bboxes[..., 2:]) / 2
-        factor = self.weight / sizes.clamp(min=1e-6).prod(-1).sqrt()
-        # One coordinate at a time: no temporary is larger than the result.
-        square = (centers[..., :, None, 0] - gt_centers[..., None, :, 0]).square_()
-        square.add_((centers[..., :, None, 1] - gt_centers[..., None, :, 1]).square_())
-        return square.sqrt_().mul_(factor[..., None])
+        return self.distance(priors, gt_bboxes, prior_format).mul_(self.weight)
 
 
 @TASK_UTILS.register_module()

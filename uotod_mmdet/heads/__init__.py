@@ -2,10 +2,14 @@
 
 from .atss_head import ATSSHead
 from .detr_heads import ConditionalDETRHead, DABDETRHead, DeformableDETRHead, DETRHead, DINOHead
+from .fcos_head import FCOSHead
 from .gfl_head import GFLHead
 from .retina_head import RetinaHead
+from .rtmdet_head import RTMDetHead, RTMDetSepBNHead
 from .ssd_head import SSDHead
+from .tood_head import TOODHead
 from .vfnet_head import VFNetHead
+from .yolox_head import YOLOXHead
 
 __all__ = [
     'ATSSHead',
@@ -14,8 +18,13 @@ __all__ = [
     'DETRHead',
     'DINOHead',
     'DeformableDETRHead',
+    'FCOSHead',
     'GFLHead',
+    'RTMDetHead',
+    'RTMDetSepBNHead',
     'RetinaHead',
     'SSDHead',
+    'TOODHead',
     'VFNetHead',
+    'YOLOXHead',
 ]

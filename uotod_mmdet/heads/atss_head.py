@@ -12,6 +12,7 @@ from torch import Tensor
 from uotod_mmdet.plan import ROWS, check_loss, classification_losses, pair_losses
 from uotod_mmdet.registry import MODELS
 
+from .centerness import centerness
 from .checks import check_pair_boxes
 from .dense import DenseHead
 
@@ -63,7 +64,7 @@ class ATSSHead(DenseHead, mmdet.models.dense_heads.ATSSHead):
             pred = get_box_tensor(pred)
             check_pair_boxes(type(self).__name__, matched.gt_bboxes, bbox_preds=pred)
             pred_centerness = self.flatten(centernesses, 1).flatten()[pairs.rows]
-            centerness = self.centerness_target(matched.priors, matched.gt_bboxes)
+            center_target = self.centerness_target(matched.priors, matched.gt_bboxes)
 
             loss_cls = classification_losses(
                 self.loss_cls,
@@ -74,8 +75,10 @@ class ATSSHead(DenseHead, mmdet.models.dense_heads.ATSSHead):
                 lambda: bbox_overlaps(pred.detach(), matched.gt_bboxes, is_aligned=True),
             )
             num_pos = reduce_mean(matched.num_pos)
-            loss_centerness = self.loss_centerness(pred_centerness, centerness, weight=pairs.weight, avg_factor=num_pos)
-            weight = centerness * pairs.weight
+            loss_centerness = self.loss_centerness(
+                pred_centerness, center_target, weight=pairs.weight, avg_factor=num_pos
+            )
+            weight = center_target * pairs.weight
             loss_bbox = pair_losses(self.loss_bbox, pred, matched.gt_bboxes, weight)
             losses = dict(
                 loss_cls=loss_cls.sum() / num_pos,
@@ -86,7 +89,4 @@ class ATSSHead(DenseHead, mmdet.models.dense_heads.ATSSHead):
 
     def centerness_target(self, anchors: Tensor, gts: Tensor) -> Tensor:
         """Centerness of the anchors' centres in their ground truths, 0 outside, (K,)."""
-        centers = (anchors[:, :2] + anchors[:, 2:]) / 2
-        before, after = centers - gts[:, :2], gts[:, 2:] - centers
-        ratio = torch.minimum(before, after).clamp(min=0) / torch.maximum(before, after)
-        return ratio.prod(1).sqrt()
+        return centerness((anchors[:, :2] + anchors[:, 2:]) / 2, gts)

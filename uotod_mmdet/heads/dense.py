@@ -1,7 +1,7 @@
 """Shared code of the dense heads: priors, one matching of all images and levels, averages."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Optional
+from typing import Any, ClassVar, NamedTuple, Optional, Union
 
 import torch
 from mmdet.models.task_modules.prior_generators import anchor_inside_flags
@@ -10,7 +10,7 @@ from mmdet.structures.bbox import get_box_tensor
 from mmengine.structures import InstanceData
 from torch import Tensor
 
-from uotod_mmdet.assigners import batch_matcher, check_assigner
+from uotod_mmdet.assigners import ForeignAssigner, TransportAssigner, batch_matcher, check_assigner
 from uotod_mmdet.costs import make_batch
 from uotod_mmdet.losses.checks import check_finite, full_precision
 from uotod_mmdet.ops import act_if
@@ -32,10 +32,11 @@ class Matched(NamedTuple):
 
     pairs: Pairs
     scores: Tensor  # (B * N, C) of all predictions
-    priors: Tensor  # (K, 4) prior of each pair, pixels
+    priors: Tensor  # (K, 4) prior of each pair, pixels: an anchor, or a point and its strides
     gt_bboxes: Tensor  # (K, 4) its ground truth, pixels
     gt_labels: Tensor  # (K,)
     inside: Tensor  # (B * N,) False on priors on the padding or outside the border
+    num_gts: int  # B * M, padding included
     statistics: dict[str, Tensor]
 
     @property
@@ -51,6 +52,12 @@ class DenseHead:
         min_weight: Pairs of prediction and ground truth lighter than this are dropped; 0 keeps all.
         *args, **kwargs: mmdet's.
     """
+
+    prior_format: ClassVar[str] = 'anchor'
+    """What the priors are: 'anchor' (x1, y1, x2, y2) or 'point' (x, y, stride_x, stride_y)."""
+
+    score_format: ClassVar[str] = 'logits'
+    """What the scores are that the assigner gets: 'logits' or 'probabilities'."""
 
     # What mmdet's head, the other base, brings.
     assigner: Any
@@ -78,8 +85,7 @@ class DenseHead:
     def _check_config(self) -> None:
         """Refuse an assigner or losses that cannot train this head; later the error would be obscure, or missing."""
         name = type(self).__name__
-        check_assigner(self.assigner, 'anchors')
-        self.matcher = batch_matcher(self.assigner)
+        self.matcher = self._matcher_of(self.assigner)
         if hasattr(self, 'loss_cls'):  # SSDHead sets its own later
             check_classification_loss(name, self.loss_cls, self.num_classes, self.cls_out_channels)
             if getattr(self.loss_cls, 'use_sigmoid', self.use_sigmoid_cls) != self.use_sigmoid_cls:
@@ -90,6 +96,11 @@ class DenseHead:
         for argument in ('loss_bbox', 'loss_bbox_refine'):
             if isinstance(getattr(self, argument, None), torch.nn.Module):
                 check_box_loss(name, argument, getattr(self, argument))
+
+    def _matcher_of(self, assigner: Any, **known: Any) -> Union[TransportAssigner, ForeignAssigner]:
+        """The matcher of a batch of an assigner; ``known`` is what mmdet's head hands the assigner besides."""
+        check_assigner(assigner, f'{self.prior_format}s')
+        return batch_matcher(assigner, **known)
 
     def check_inputs(
         self,
@@ -158,6 +169,23 @@ class DenseHead:
 
         return decode
 
+    def grid(self, sizes: Sequence[Any], batch_img_metas: Sequence[dict], like: Tensor) -> tuple[list[Tensor], Tensor]:
+        """Priors of each level, (N_l, 4), and which of all take part in each image, (B, N).
+
+        Args:
+            sizes: Height and width of the feature map of each level.
+            batch_img_metas: Meta information of each image.
+            like: A tensor of the wanted dtype and device.
+        """
+        anchor_list, flag_list = self.get_anchors(sizes, batch_img_metas, device=like.device)
+        levels = [get_box_tensor(anchors).to(like.dtype) for anchors in anchor_list[0]]
+        priors = torch.cat(levels)
+        inside = [
+            anchor_inside_flags(priors, torch.cat(flags), meta['img_shape'][:2], self.train_cfg['allowed_border'])
+            for flags, meta in zip(flag_list, batch_img_metas)
+        ]
+        return levels, torch.stack(inside)
+
     def match(
         self,
         cls_scores: Sequence[Tensor],
@@ -165,6 +193,8 @@ class DenseHead:
         batch_gt_instances: Sequence[InstanceData],
         batch_img_metas: Sequence[dict],
         batch_gt_instances_ignore: Optional[Sequence[InstanceData]],
+        matching_scores: Optional[Tensor] = None,
+        matcher: Union[TransportAssigner, ForeignAssigner, None] = None,
     ) -> Matched:
         """Match all images.
 
@@ -175,18 +205,13 @@ class DenseHead:
             batch_gt_instances: Ground truths of each image.
             batch_img_metas: Meta information of each image.
             batch_gt_instances_ignore: Ignored boxes of each image.
+            matching_scores: Scores that the assigner gets, (B, N, C). None: ``cls_scores``.
+            matcher: Matcher of the batch. None: ``self.matcher``.
         """
+        matcher = self.matcher if matcher is None else matcher
         scores = self.flatten(cls_scores, self.cls_out_channels)
-        sizes = [level.shape[-2:] for level in cls_scores]
-        anchor_list, flag_list = self.get_anchors(sizes, batch_img_metas, device=scores.device)
-        num_level_priors = [len(anchors) for anchors in anchor_list[0]]
-        priors = torch.cat([get_box_tensor(anchors) for anchors in anchor_list[0]]).to(scores.dtype)
-        inside = torch.stack(
-            [
-                anchor_inside_flags(priors, torch.cat(flags), meta['img_shape'][:2], self.train_cfg['allowed_border'])
-                for flags, meta in zip(flag_list, batch_img_metas)
-            ]
-        )
+        levels, inside = self.grid([level.shape[-2:] for level in cls_scores], batch_img_metas, scores)
+        priors = torch.cat(levels)
 
         def complain() -> None:
             raise ValueError(
@@ -195,23 +220,24 @@ class DenseHead:
             )
 
         act_if(~inside.any(1).all(), complain)
-        predictions = dict(scores=scores.detach(), priors=priors.expand(len(scores), -1, -1))
-        if self.matcher.reads_boxes:
+        matching_scores = scores if matching_scores is None else matching_scores
+        predictions = dict(scores=matching_scores.detach(), priors=priors.expand(len(scores), -1, -1))
+        if matcher.reads_boxes:
             with torch.no_grad():
                 predictions['bboxes'] = decode(priors)
         batch = make_batch(
             predictions,
             batch_gt_instances,
             batch_img_metas,
-            self.matcher.box_source,
+            matcher.box_source,
             batch_gt_instances_ignore,
             inside,
             self.num_classes,
-            prior_format='anchor',
-            score_format='logits',
+            prior_format=self.prior_format,
+            score_format=self.score_format,
         )
         gt_bboxes = check_gt_bboxes(type(self).__name__, batch)
-        matching = self.matcher.match_batch(batch, num_level_priors)
+        matching = matcher.match_batch(batch, [len(level) for level in levels])
         pairs = expand(matching.plan, self.min_weight)
         return Matched(
             pairs=pairs,
@@ -220,10 +246,11 @@ class DenseHead:
             gt_bboxes=gt_bboxes.flatten(0, 1)[pairs.gts],
             gt_labels=batch.gt_labels.flatten()[pairs.gts],
             inside=inside.flatten(),
-            statistics=plan_statistics(pairs, batch.gt_mask, matching.num_iter, self.assigner),
+            num_gts=batch.gt_labels.numel(),
+            statistics=plan_statistics(pairs, batch.gt_mask, matching.num_iter, matcher),
         )
 
     def label_weights(self, pairs: Pairs) -> Pairs:
         """The pairs with train_cfg.pos_weight in their weights, for classification."""
-        pos_weight = self.train_cfg.get('pos_weight', -1)
+        pos_weight = (self.train_cfg or {}).get('pos_weight', -1)
         return pairs._replace(weight=pairs.weight * pos_weight) if pos_weight > 0 else pairs

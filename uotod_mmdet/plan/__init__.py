@@ -1,7 +1,15 @@
 """A plan as weighted pairs, and any loss on these pairs."""
 
 from . import known_classification  # declares how mmdet's losses read a plan
-from .classification import Reading, Rows, classification_losses, copies_no_rows, declare_reading, reading_of
+from .classification import (
+    Reading,
+    Rows,
+    classification_losses,
+    copies_no_rows,
+    declare_reading,
+    reading_of,
+    sum_by_row,
+)
 from .contract import (
     ROWS,
     SOFTMAX,
@@ -39,5 +47,6 @@ __all__ = [
     'plan_statistics',
     'quality_focal_rows',
     'reading_of',
+    'sum_by_row',
     'varifocal_rows',
 ]

@@ -23,14 +23,17 @@ BOX_LOSSES = (
 )
 
 
-def check_classification_loss(owner: str, loss: nn.Module, num_classes: int, columns: int) -> None:
+def check_classification_loss(
+    owner: str, loss: nn.Module, num_classes: int, columns: int, argument: str = 'loss_cls'
+) -> None:
     """Check that a plan can weigh a classification loss.
 
     Args:
-        owner: Whose argument ``loss_cls`` the loss is, for messages.
+        owner: Whose argument the loss is, for messages.
         loss: The loss.
         num_classes: Number of foreground classes, and the label of the background.
         columns: Columns of the scores: ``num_classes``, or one more where the background has one.
+        argument: Name of the argument.
 
     Raises:
         ValueError: If the loss does not fit, or its ``class_weight`` has a wrong length.
@@ -46,7 +49,7 @@ def check_classification_loss(owner: str, loss: nn.Module, num_classes: int, col
     if reading.target == 'quality':
         target = torch.zeros_like(pred)
         target[torch.arange(ROWS - 1), labels[:-1].clamp(max=columns - 1)] = 0.7
-    check_loss(owner, 'loss_cls', loss, pred, target, weight, SIGMOID if columns == num_classes else SOFTMAX)
+    check_loss(owner, argument, loss, pred, target, weight, SIGMOID if columns == num_classes else SOFTMAX)
 
 
 def check_class_weight(owner: str, loss: nn.Module, columns: int, meaning: str) -> None:
