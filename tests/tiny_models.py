@@ -28,6 +28,10 @@ MORE_QUERY_BASED = {
     'DeformableDETRHead, two-stage': 'mmdet::deformable_detr/deformable-detr-refine-twostage_r50_16xb2-50e_coco.py',
     'DINOHead': 'mmdet::dino/dino-4scale_r50_8xb2-12e_coco.py',
 }
+MORE_POINT = {
+    'FCOSHead': 'mmdet::fcos/fcos_r50-caffe_fpn_gn-head_1x_coco.py',
+    'TOODHead': 'mmdet::tood/tood_r50_fpn_1x_coco.py',
+}
 DENSE = ('GFLHead', 'ATSSHead', 'VFNetHead', 'RetinaHead', 'SSDHead')  # give the assigner priors only
 PREDICTION_AWARE = ('YOLOXHead', 'RTMDetHead')  # priors, boxes and scores
 QUERY_BASED = ('DETRHead', 'DeformableDETRHead')  # boxes and scores
@@ -36,15 +40,17 @@ NUM_CLASSES = 4
 
 def tiny_config(head: str, assigner: dict) -> dict:
     """Model config of a stock mmdet head with an assigner of ours."""
-    model = get_config({**CONFIGS, **MORE_QUERY_BASED}[head]).model
+    model = get_config({**CONFIGS, **MORE_QUERY_BASED, **MORE_POINT}[head]).model
     init_default_scope('mmdet')
     shrink_backbone(model)
     model.bbox_head.num_classes = NUM_CLASSES
-    if head in DENSE or head == 'RTMDetHead':
+    if head in DENSE or head in ('RTMDetHead', *MORE_POINT):
         model.bbox_head.stacked_convs = 1 if head != 'SSDHead' else 0
     if head == 'DINOHead':  # as many as the encoder proposes on a small image
         model.num_queries = 50
-    model.train_cfg.assigner = assigner
+    if head == 'FCOSHead':
+        model.train_cfg = {}
+    model.train_cfg['assigner'] = assigner
     return model
 
 

@@ -20,6 +20,7 @@ from benchmark_heads import heads, training_step
 from benchmark_losses import losses
 from benchmark_matching import matching
 from benchmark_measure import keep_memory
+from benchmark_points import points
 from benchmark_scaling import scaling
 from benchmark_solvers import solvers
 from mmengine.registry import init_default_scope
@@ -30,6 +31,7 @@ PARTS = {
     'losses': losses,
     'solvers': solvers,
     'matching': matching,
+    'points': points,
     'heads': heads,
     'detection-loss': detection_loss,
     'training-step': training_step,

@@ -16,7 +16,7 @@ from uotod_mmdet.costs import BOX_SOURCES, Batch, costs_and_background, float_bo
 from uotod_mmdet.ops import act_if, mask_pairs
 from uotod_mmdet.registry import TASK_UTILS
 
-from .match_inputs import checked_mask, checked_mass
+from .match_inputs import checked_mask, checked_mass, gives_probabilities
 from .matching import Matching, harden, on_ignored, read_hard
 
 
@@ -235,8 +235,9 @@ class TransportAssigner(BaseAssigner):
 
         mmdet's heads pass ``gt_instances``, ``img_meta``, ``gt_instances_ignore`` and the number of priors of each
         level by name or by position, in several orders: they are told apart by their types. They do not say what their
-        priors and scores are, so both are inferred from the values: see ``prior_format`` and ``score_format`` of
-        :func:`~uotod_mmdet.costs.make_batch`.
+        priors and scores are, so both are inferred from the values: see ``prior_format`` of
+        :func:`~uotod_mmdet.costs.make_batch`; scores beside points with strides are probabilities if all lie in
+        [0, 1], as YOLOXHead's do, and else logits.
 
         A ground truth whose box is degenerate (x2 <= x1 or y2 <= y1) is matched to nothing and logged.
 
@@ -269,7 +270,8 @@ class TransportAssigner(BaseAssigner):
         if gt_instances is None:
             raise TypeError(f'{type(self).__name__}.assign got no gt_instances')
 
-        batch = make_batch([pred_instances], [gt_instances], [img_meta], self.box_source)
+        score_format = 'probabilities' if gives_probabilities(pred_instances) else 'auto'
+        batch = make_batch([pred_instances], [gt_instances], [img_meta], self.box_source, score_format=score_format)
         boxes = None if batch.bboxes is None else batch.bboxes[0]
         if boxes is not None and self.box_source == 'priors' and 'bboxes' in pred_instances:
             boxes = float_boxes(pred_instances.bboxes.detach())[0]  # overlaps are those of the predictions

@@ -36,8 +36,9 @@ _OF_ONE_HEAD = {
     RegionAssigner: "the feature maps' sizes and strides that StageCascadeRPNHead hands over",
 }
 _OF_POINTS = (DynamicSoftLabelAssigner, PointAssigner, SimOTAAssigner)
+_OF_ANCHORS = (ATSSAssigner, CenterRegionAssigner, MaxIoUAssigner, TaskAlignedAssigner, UniformAssigner)
 _OF_PROBABILITIES = (SimOTAAssigner, TaskAlignedAssigner)
-_OF_PRIORS = (*_OF_POINTS, ATSSAssigner, CenterRegionAssigner, MaxIoUAssigner, TaskAlignedAssigner, UniformAssigner)
+_OF_PRIORS = (*_OF_POINTS, *_OF_ANCHORS)
 
 
 def check_assigner(assigner: Any, priors: Optional[str]) -> None:
@@ -55,6 +56,9 @@ def check_assigner(assigner: Any, priors: Optional[str]) -> None:
     if reads is None and isinstance(assigner, _OF_POINTS) and priors == 'anchors':
         reads = "priors as points with strides, and this head's are anchors (x1, y1, x2, y2)"
         instead = "use dict(type='uotod_mmdet.OTAAssigner') instead"
+    elif reads is None and isinstance(assigner, _OF_ANCHORS) and priors == 'points':
+        reads = "priors as anchors (x1, y1, x2, y2), and this head's are points (x, y, stride, stride)"
+        instead = "take an assigner of ours, or mmdet's DynamicSoftLabelAssigner or SimOTAAssigner"
     elif reads is None and isinstance(assigner, _OF_PRIORS) and not isinstance(assigner, TopkHungarianAssigner):
         reads = None if priors else 'priors, which a head of queries does not have'
     elif reads is not None:

@@ -3,6 +3,7 @@
 from typing import Optional, Union
 
 import torch
+from mmengine.structures import InstanceData
 from torch import Tensor
 
 from uotod_mmdet.arguments import number
@@ -47,3 +48,13 @@ def checked_mass(mass: Union[float, Tensor], cost: Tensor, gt_mask: Tensor) -> T
 
     act_if(~(mass.isfinite() & (mass >= 0)).all(), complain)
     return mass
+
+
+def gives_probabilities(predictions: InstanceData) -> bool:
+    """Whether predictions look like those of mmdet's YOLOXHead: points with strides, and scores in [0, 1]."""
+    priors, scores = predictions.get('priors'), predictions.get('scores')
+    if not isinstance(priors, Tensor) or not isinstance(scores, Tensor) or not scores.is_floating_point():
+        return False
+    if priors.shape[1:] != (4,) or len(priors) < 2 or not scores.numel():
+        return False
+    return bool((priors[:, 2] == priors[:, 3]).all() & (scores >= 0).all() & (scores <= 1).all())

@@ -1,7 +1,7 @@
 """The sum of match costs for a whole batch of images."""
 
 from collections.abc import Sequence
-from typing import Any, Union
+from typing import Any, Optional, Union
 
 import torch
 from mmdet.structures.bbox import BaseBoxes, HorizontalBoxes
@@ -51,17 +51,18 @@ def costs_and_background(match_costs: Sequence, batch: Batch, background_cost: f
 
 def _terms(match_costs: Sequence, batch: Batch) -> tuple[list[CostTerm], PairInputs]:
     """The terms to sum, and their inputs."""
-    terms, others = [], []
+    terms: list[CostTerm] = []
+    total: Optional[Tensor] = None
     for match_cost in match_costs:
         found = _term(match_cost, batch)
         if isinstance(found, CostTerm):
             terms.append(found)
         else:
-            others.append(found)
+            total = found if total is None else total + found
+            del found  # a temporary less while the next cost is computed
     kinds = {term.kind for term in terms}
-    if others:
+    if total is not None:
         terms.append(CostTerm('given', 1.0))
-    total: Any = sum(others)
     boxes = bool(kinds & {'iou', 'giou', 'log_iou', 'l1'})
     classes = bool(kinds & {'softmax', 'focal'})
     inputs = PairInputs(
@@ -70,7 +71,7 @@ def _terms(match_costs: Sequence, batch: Batch) -> tuple[list[CostTerm], PairInp
         scores=batch.scores if classes else None,
         labels=batch.gt_labels if classes else None,
         sizes=_image_sizes(batch) if 'l1' in kinds else None,
-        given=total.to(batch.dtype).contiguous() if others else None,
+        given=None if total is None else total.to(batch.dtype).contiguous(),
     )
     return terms, inputs
 
