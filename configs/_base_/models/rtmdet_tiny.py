@@ -1,4 +1,4 @@
-# RTMDet of an eighth of the width, without pretrained weights. The assigner is mmdet's default.
+# RTMDet on a quarter-width ResNet-18 without pretrained weights, as gfl_tiny.py. The assigner is mmdet's default.
 norm_cfg = dict(type='BN')
 act_cfg = dict(type='SiLU', inplace=True)
 model = dict(
@@ -11,14 +11,16 @@ model = dict(
         pad_size_divisor=32,
     ),
     backbone=dict(
-        type='CSPNeXt',
-        arch='P5',
-        expand_ratio=0.5,
-        deepen_factor=0.167,
-        widen_factor=0.125,
-        channel_attention=True,
-        norm_cfg=norm_cfg,
-        act_cfg=act_cfg,
+        type='ResNet',
+        depth=18,
+        base_channels=16,
+        num_stages=4,
+        out_indices=(1, 2, 3),
+        frozen_stages=-1,
+        norm_cfg=dict(type='BN', requires_grad=True),
+        norm_eval=False,
+        style='pytorch',
+        init_cfg=dict(type='Kaiming', layer='Conv2d'),
     ),
     neck=dict(
         type='CSPNeXtPAFPN',

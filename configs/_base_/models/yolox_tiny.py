@@ -1,17 +1,26 @@
-# YOLOX of an eighth of the width, without pretrained weights. The assigner is mmdet's default.
+# YOLOX on a quarter-width ResNet-18 without pretrained weights, as gfl_tiny.py. The assigner is mmdet's default.
 norm_cfg = dict(type='BN', momentum=0.03, eps=0.001)
 act_cfg = dict(type='Swish')
 model = dict(
     type='YOLOX',
-    data_preprocessor=dict(type='DetDataPreprocessor', pad_size_divisor=32),
+    data_preprocessor=dict(
+        type='DetDataPreprocessor',
+        mean=[123.675, 116.28, 103.53],
+        std=[58.395, 57.12, 57.375],
+        bgr_to_rgb=True,
+        pad_size_divisor=32,
+    ),
     backbone=dict(
-        type='CSPDarknet',
-        deepen_factor=0.167,
-        widen_factor=0.125,
-        out_indices=(2, 3, 4),
-        spp_kernal_sizes=(5, 9, 13),
-        norm_cfg=norm_cfg,
-        act_cfg=act_cfg,
+        type='ResNet',
+        depth=18,
+        base_channels=16,
+        num_stages=4,
+        out_indices=(1, 2, 3),
+        frozen_stages=-1,
+        norm_cfg=dict(type='BN', requires_grad=True),
+        norm_eval=False,
+        style='pytorch',
+        init_cfg=dict(type='Kaiming', layer='Conv2d'),
     ),
     neck=dict(
         type='YOLOXPAFPN',
