@@ -6,6 +6,7 @@ from .fcos_head import FCOSHead
 from .gfl_head import GFLHead
 from .retina_head import RetinaHead
 from .rtmdet_head import RTMDetHead, RTMDetSepBNHead
+from .rtmdet_ins_head import RTMDetInsHead, RTMDetInsSepBNHead
 from .ssd_head import SSDHead
 from .tood_head import TOODHead
 from .vfnet_head import VFNetHead
@@ -21,6 +22,8 @@ __all__ = [
     'FCOSHead',
     'GFLHead',
     'RTMDetHead',
+    'RTMDetInsHead',
+    'RTMDetInsSepBNHead',
     'RTMDetSepBNHead',
     'RetinaHead',
     'SSDHead',

@@ -13,7 +13,7 @@ from uotod_mmdet.plan import classification_losses, pair_losses
 from uotod_mmdet.registry import MODELS
 
 from .checks import check_pair_boxes
-from .dense import DenseHead
+from .dense import DenseHead, Matched
 
 
 @MODELS.register_module()
@@ -40,13 +40,20 @@ class RTMDetHead(DenseHead, mmdet.models.dense_heads.RTMDetHead):
         batch_gt_instances_ignore: Optional[list[InstanceData]] = None,
     ) -> dict[str, Tensor]:
         """Losses of all levels together, and the plan's statistics; arguments as in mmdet."""
-        self.check_inputs(
-            batch_gt_instances,
-            batch_img_metas,
-            batch_gt_instances_ignore,
-            cls_scores,
-            bbox_preds=(bbox_preds, 4),
-        )
+        images = batch_gt_instances, batch_img_metas, batch_gt_instances_ignore
+        self.check_inputs(*images, cls_scores, bbox_preds=(bbox_preds, 4))
+        losses, matched, distances = self.box_losses(cls_scores, bbox_preds, *images)
+        return self.finished(losses, matched, bbox_preds=distances)
+
+    def box_losses(
+        self,
+        cls_scores: list[Tensor],
+        bbox_preds: list[Tensor],
+        batch_gt_instances: list[InstanceData],
+        batch_img_metas: list[dict],
+        batch_gt_instances_ignore: Optional[list[InstanceData]] = None,
+    ) -> tuple[dict[str, Tensor], Matched, Tensor]:
+        """Losses of classes and boxes, what :meth:`match` returns, and the distances to the sides, (B, N, 4)."""
         with torch.autocast(cls_scores[0].device.type, enabled=False):
             distances = self.flatten(bbox_preds, 4)
             matched = self.match(
@@ -72,7 +79,7 @@ class RTMDetHead(DenseHead, mmdet.models.dense_heads.RTMDetHead):
             loss_bbox = pair_losses(self.loss_bbox, pred, target, weight)
             avg_factor = reduce_mean(weight.sum()).clamp(min=1)
             losses = dict(loss_cls=loss_cls.sum() / avg_factor, loss_bbox=loss_bbox.sum() / avg_factor)
-            return self.finished(losses, matched, bbox_preds=distances)
+            return losses, matched, distances
 
 
 @MODELS.register_module()
