@@ -9,6 +9,7 @@ from .declared import CostReading, declare_cost, reading_of_cost
 from .log_iou_cost import LogIoUCost
 from .prior_costs import InsideGTCost, PriorCenterCost, PriorIoUCost
 from .priors import prior_boxes, prior_centers_and_sizes
+from .tokens import has_token_maps, token_maps
 
 __all__ = [
     'BOX_SOURCES',
@@ -26,6 +27,7 @@ __all__ = [
     'costs_and_background',
     'declare_cost',
     'float_boxes',
+    'has_token_maps',
     'ignored_boxes',
     'make_batch',
     'pad',
@@ -33,4 +35,5 @@ __all__ = [
     'prior_boxes',
     'prior_centers_and_sizes',
     'reading_of_cost',
+    'token_maps',
 ]

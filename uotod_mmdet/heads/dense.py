@@ -1,7 +1,7 @@
 """Shared code of the dense heads: priors, one matching of all images and levels, averages."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Optional
+from typing import Any, ClassVar, NamedTuple, Optional
 
 import torch
 from mmdet.models.task_modules.prior_generators import anchor_inside_flags
@@ -51,6 +51,11 @@ class DenseHead:
         min_weight: Pairs of prediction and ground truth lighter than this are dropped; 0 keeps all.
         *args, **kwargs: mmdet's.
     """
+
+    plan_methods: ClassVar[tuple[str, ...]] = ('loss_by_feat',)
+    """Methods that put the losses on the plan; see :func:`~uotod_mmdet.heads.on_plan`."""
+    plan_bypasses: ClassVar[tuple[str, ...]] = ('loss_by_feat_single', 'get_targets', '_get_targets_single')
+    """Methods of mmdet's head that training on the plan does not call."""
 
     # What mmdet's head, the other base, brings.
     assigner: Any

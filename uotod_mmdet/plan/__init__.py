@@ -14,6 +14,7 @@ from .known_classification import faster_quality, faster_varifocal, quality_foca
 from .localisation import box_losses, pair_losses
 from .pairs import MIN_WEIGHT, Pairs, check_min_weight, expand
 from .statistics import plan_statistics
+from .text_tokens import text_token_losses
 
 __all__ = [
     'MIN_WEIGHT',
@@ -39,5 +40,6 @@ __all__ = [
     'plan_statistics',
     'quality_focal_rows',
     'reading_of',
+    'text_token_losses',
     'varifocal_rows',
 ]
