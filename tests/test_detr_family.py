@@ -387,7 +387,7 @@ def test_five_hundred_objects_for_forty_queries_train(head):
         losses = head_of(head, assigner).loss_by_feat(*args, **extra)
         everything = sum(total(losses, name) for name in losses if 'loss' in name)
         assert torch.autograd.grad(everything, leaves[0], retain_graph=True)[0].isfinite().all()
-        assert losses['matched_mass'] > 13  # 40, 0 and at least 3 of the three images
+        assert losses['matched_mass'] > 11  # all selected queries of the first image, and 3 of the third
 
 
 def test_a_selection_that_the_detector_did_not_leave_is_named():

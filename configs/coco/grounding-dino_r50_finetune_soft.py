@@ -1,6 +1,6 @@
-# Grounding DINO R50, fine-tuned from mmdet's weights on the whole plan of balanced transport with its own costs, those of
-# text tokens included, which hardens over training (see color_boxes/dino_tiny_soft.py). For a data set of your own, set its
-# classes in metainfo: they are the text prompt. The language model needs `pip install transformers` and, once, a network.
+# Grounding DINO R50, fine-tuned from mmdet's weights on the whole plan of balanced transport with its own costs, which
+# hardens over training (see color_boxes/dino_tiny_soft.py). For a data set of your own, set its metainfo.classes: they
+# are the text prompt. mmdet's language model needs `pip install transformers fairscale` and, once, a network.
 _base_ = 'mmdet::grounding_dino/grounding_dino_r50_scratch_8xb2_1x_coco.py'
 
 load_from = 'https://download.openmmlab.com/mmdetection/v3.0/grounding_dino/grounding_dino_r50_scratch_8xb2_1x_coco/grounding_dino_r50_scratch_1x_coco-fe0002f2.pth'  # noqa: E501
