@@ -401,7 +401,7 @@ def test_a_selection_that_the_detector_did_not_leave_is_named():
 # Training
 
 
-def detector_config(head: str, assigner: str, ours: bool = True) -> dict:
+def detector_config(head: str, assigner: str) -> dict:
     """mmdet's detector, cut down; its text gets random embeddings from a stand-in for BERT."""
     if MODELS.get('TinyLanguageModel') is None:
         check_override.register_language_model()
@@ -415,7 +415,7 @@ def detector_config(head: str, assigner: str, ours: bool = True) -> dict:
         model.language_model = dict(type='TinyLanguageModel')
         model.encoder.text_layer_cfg.ffn_cfg.feedforward_channels = 64
         model.encoder.fusion_layer_cfg.embed_dim = 64
-    model.bbox_head.type = f'uotod_mmdet.{head}' if ours else head
+    model.bbox_head.type = f'uotod_mmdet.{head}'
     model.train_cfg.assigner = assigner_config(head, assigner)
     return model
 
@@ -427,9 +427,13 @@ def batch_of_two() -> dict:
     return batch
 
 
-def fall(head: str, assigner: str, ours: bool) -> float:
-    """The loss after 50 steps on two images, as a share of the first."""
-    detector, batch = build(detector_config(head, assigner, ours)), batch_of_two()
+@pytest.mark.slow
+@pytest.mark.parametrize('assigner', ['BalancedSinkhornAssigner', 'UnbalancedSinkhornAssigner', 'OTAAssigner'])
+@pytest.mark.parametrize('head', CONFIGS)
+def test_the_detector_overfits_two_images_on_a_soft_plan(head, assigner):
+    """Its loss falls by half within 50 steps."""
+    detector, batch = build(detector_config(head, assigner)), batch_of_two()
+    assert type(detector.bbox_head).__module__.startswith('uotod_mmdet.')
     optimizer = torch.optim.AdamW(detector.parameters(), lr=1e-3)
     history = []
     for step in range(50):
@@ -441,17 +445,6 @@ def fall(head: str, assigner: str, ours: bool) -> float:
         torch.nn.utils.clip_grad_norm_(detector.parameters(), 10.0)
         optimizer.step()
         history.append(loss.item())
-    return min(history[-5:]) / history[0]
-
-
-@pytest.fixture(scope='module')
-def stock_falls():
-    return {head: fall(head, 'mmdet.HungarianAssigner', ours=False) for head in CONFIGS}
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize('assigner', ['BalancedSinkhornAssigner', 'UnbalancedSinkhornAssigner', 'OTAAssigner'])
-@pytest.mark.parametrize('head', CONFIGS)
-def test_the_detector_overfits_two_images_on_a_soft_plan(head, assigner, stock_falls):
-    """The loss falls by half, or as far as that of mmdet's head on mmdet's matching where this falls less."""
-    assert fall(head, assigner, ours=True) <= max(0.5, stock_falls[head])
+        if sum(history[-3:]) / 3 < 0.5 * history[0]:
+            return
+    pytest.fail(f'the loss has not fallen by half: {history}')
