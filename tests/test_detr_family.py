@@ -7,6 +7,7 @@ embedding.
 
 import copy
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,7 @@ from test_plan_heads import SIZES, assert_same_losses, detr_outputs, ground_trut
 from tiny_models import build, images_and_samples, loss_of, shrink_backbone
 
 from uotod_mmdet.costs import batch_cost, make_batch
+from uotod_mmdet.heads import DETRHead
 from uotod_mmdet.registry import TASK_UTILS
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / 'tools'))
@@ -164,6 +166,20 @@ def test_all_layers_and_images_are_matched_as_one_batch(head):
     _, args, extra = inputs_of(head, 0)
     model.loss_by_feat(*args, **extra)
     assert shapes == [(9, 40, 6), (3, 40, 6)]  # 3 layers of 3 images; the encoder's proposals
+
+
+@pytest.mark.parametrize('head', CONFIGS)
+def test_bf16_autocast_is_close_to_float32(head):
+    """Of what the plan weighs; mmdet's auxiliary loss of DDQ DETR ends in an error in bf16."""
+    model = head_of(head, 'BalancedSinkhornAssigner')
+    _, (scores, boxes, *_, gts, metas), _ = inputs_of(head, 0)
+    decoder = model.loss_for_distinct_queries if head == 'DDQDETRHead' else partial(DETRHead.loss_by_feat, model)
+    scores, boxes = scores[:, :, 12:52], boxes[:, :, 12:52]
+    expected = decoder(scores, boxes, gts, metas)
+    with torch.autocast('cpu', torch.bfloat16):
+        found = decoder(scores.bfloat16(), boxes.bfloat16(), gts, metas)
+    for name in (name for name in expected if 'loss' in name):
+        torch.testing.assert_close(found[name], expected[name], rtol=0.02, atol=1e-3, msg=name)
 
 
 def test_queries_that_the_selection_left_out_have_no_loss_and_no_mass():
@@ -445,6 +461,6 @@ def test_the_detector_overfits_two_images_on_a_soft_plan(head, assigner):
         torch.nn.utils.clip_grad_norm_(detector.parameters(), 10.0)
         optimizer.step()
         history.append(loss.item())
-        if sum(history[-3:]) / 3 < 0.5 * history[0]:
+        if step > 2 and sum(history[-3:]) / 3 < 0.5 * history[0]:
             return
     pytest.fail(f'the loss has not fallen by half: {history}')

@@ -209,6 +209,11 @@ class OwnTargetsOfImageHead(dense_heads.ATSSHead):
         return super()._get_targets_single(*args, **kwargs)
 
 
+class OwnRefinedTargetsHead(dense_heads.VFNetHead):
+    def transform_bbox_targets(self, *args, **kwargs):
+        return super().transform_bbox_targets(*args, **kwargs)
+
+
 class GrandchildHead(OwnTargetsHead):
     pass
 
@@ -225,6 +230,7 @@ class GrandchildHead(OwnTargetsHead):
         (ExplicitBaseHead, 'ExplicitBaseHead overrides loss_by_feat and does not call super().loss_by_feat or'),
         (OwnTargetsHead, 'OwnTargetsHead overrides get_targets, which training on the plan does not call'),
         (OwnTargetsOfImageHead, 'overrides _get_targets_single, which training on the plan does not call'),
+        (OwnRefinedTargetsHead, 'overrides transform_bbox_targets, which training on the plan does not call'),
         (GrandchildHead, 'OwnTargetsHead overrides get_targets, .* or keep GrandchildHead as it is'),
         (dense_heads.RTMDetHead, 'RTMDetHead overrides (get_targets|loss_by_feat)'),
         (dense_heads.YOLOXHead, 'YOLOXHead is not a subclass of a head of mmdet .* are ATSSHead, .*, DINOHead, '),

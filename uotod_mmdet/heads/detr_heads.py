@@ -182,7 +182,7 @@ class DETRHead(mmdet.models.dense_heads.DETRHead):
             gt_bboxes = check_gt_bboxes(name, batch)
             check_pair_boxes(name, gt_bboxes, bbox_preds=boxes)
             matching = self.matcher.match_batch(batch)
-            pairs = expand(matching.plan, self.min_weight, few=not copies_no_rows(self.loss_cls))
+            pairs = expand(matching.plan, self.min_weight, few=self._copies_rows())
 
             def by_layer(values: Tensor) -> Tensor:
                 return values.view(num_layers, -1).sum(1)
@@ -203,6 +203,10 @@ class DETRHead(mmdet.models.dense_heads.DETRHead):
             losses = {key: by_layer(loss) / divisors[key] for key, loss in losses.items()}
             check_finite(name, losses, dict(cls_scores=scores, bbox_preds=boxes))
             return losses, plan_statistics(pairs, batch.gt_mask, matching.num_iter, self.assigner)
+
+    def _copies_rows(self) -> bool:
+        """Whether the classification loss copies scores for each pair, so that pairs of weight 0 are worth dropping."""
+        return not copies_no_rows(self.loss_cls)
 
     def _classification(self, scores: Tensor, batch: Batch, pairs: Pairs) -> Tensor:
         """Classification loss of each prediction, (B * N,); scores (B * N, C)."""

@@ -115,6 +115,9 @@ class GroundingDINOHead(mmdet.models.dense_heads.GroundingDINOHead, DINOHead):
 
             act_if(~found.all(), complain)
 
+    def _copies_rows(self) -> bool:
+        return True  # the scores of the tokens of its ground truth
+
     def _classification(self, scores: Tensor, batch: Batch, pairs: Pairs) -> Tensor:
         """Loss of the tokens of each prediction, (B * N,)."""
         masks = self.text_masks > 0

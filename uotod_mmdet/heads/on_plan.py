@@ -22,7 +22,7 @@ def on_plan(head: Optional[type] = None, *, register: bool = False) -> Any:
 
         @mmdet.registry.MODELS.register_module()
         @on_plan
-        class MyHead(mmdet.models.ATSSHead): ...
+        class MyHead(mmdet.models.ATSSHead): ...  # with super(), since super(MyHead, self) would find itself
 
     What ``head`` overrides stays in effect. So it must not compute the losses that the plan weighs all by itself. For
     each method of its own:
