@@ -196,7 +196,8 @@ def test_our_head_does_a_training_step_on_a_soft_plan(head):
     total, logged = detector.parse_losses(losses)
     assert set(logged) > STATISTICS
     assert not any('loss' in name for name in STATISTICS)
-    summed = sum(value.sum() for name, value in losses.items() if 'loss' in name)
+    values = (value if isinstance(value, list) else [value] for name, value in losses.items() if 'loss' in name)
+    summed = sum(entry.sum() for value in values for entry in value)
     torch.testing.assert_close(total, summed)
     total.backward()
     assert torch.isfinite(total)

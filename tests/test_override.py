@@ -13,9 +13,11 @@ pytestmark = pytest.mark.slow
 
 EQUAL = [
     'atss/atss_r50_fpn_1x_coco.py',
+    'ddq/ddq-detr-4scale_r50_8xb2-12e_coco.py',
     'dino/dino-4scale_r50_8xb2-12e_coco.py',
     'detr/detr_r50_8xb2-150e_coco.py',
     'gfl/gfl_r50_fpn_1x_coco.py',
+    'grounding_dino/grounding_dino_r50_scratch_8xb2_1x_coco.py',
     'mask2former/mask2former_r50_8xb2-lsj-50e_coco-panoptic.py',
     'maskformer/maskformer_r50_ms-16xb1-75e_coco.py',
     'retinanet/retinanet_r50_fpn_1x_coco.py',

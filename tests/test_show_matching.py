@@ -14,7 +14,14 @@ from mmengine.config import Config
 from mmengine.hub import get_config
 from test_sinkhorn import FIGURE_PLANS
 from test_tools import draw_cells
-from tiny_models import DENSE, MORE_QUERY_BASED, QUERY_BASED, shrink_backbone, tiny_config
+from tiny_models import (
+    DENSE,
+    MORE_QUERY_BASED,
+    QUERY_BASED,
+    shrink_backbone,
+    tiny_config,
+    use_small_language_model,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -105,6 +112,9 @@ def on_photos(cfg, photos, path, scale=(160, 128)):
     dataset = dict(
         type='CocoDataset', data_root=str(photos), ann_file='train.json', data_prefix=dict(img=''), pipeline=pipeline
     )
+    if 'language_model' in cfg:  # the prompt is the classes
+        pipeline[-1]['meta_keys'] = 'img_path', 'img_shape', 'ori_shape', 'scale_factor', 'text', 'custom_entities'
+        dataset['return_classes'] = True
     Config(dict(model=cfg, train_dataloader=dict(dataset=dataset), default_scope='mmdet')).dump(path)
     return str(path)
 
@@ -122,6 +132,9 @@ def test_each_coco_config_is_shown(tmp_path, capsys, photos, path):
     model = Config.fromfile(path).model
     shrink_backbone(model)
     if 'num_queries' in model and model.type == 'DINO':
+        model.num_queries = 50
+    if 'language_model' in model:
+        use_small_language_model(model)
         model.num_queries = 50
     scale = (300, 300) if model.bbox_head.type.endswith('SSDHead') else (160, 128)
     config = on_photos(model, photos, tmp_path / 'config.py', scale)
@@ -187,7 +200,10 @@ def test_each_head_of_ours_shows_the_plan_that_it_trains_on(tmp_path, photos, he
         scores = built.bbox_head.flatten(scores, built.bbox_head.cls_out_channels)[0]
         scores = scores if batch.pred_mask is not None else scores[: len(plan)]
     else:
-        scores = scores[-1, 0][-len(plan) :]  # the last layer, after its denoising queries
+        dense = 75 if head == 'DDQDETRHead' else 0  # its auxiliary queries, last
+        scores = scores[-1, 0][: len(scores[-1, 0]) - dense][
+            -len(plan) :
+        ]  # the last layer, after its denoising queries
     assert plan.shape == (len(scores), num_gts + 1)
     if batch.scores is not None:
         torch.testing.assert_close(batch.scores[0], scores, rtol=0, atol=0)

@@ -1,5 +1,8 @@
 """mmdet's own full-size configs, cut down to models that step in a fraction of a second, and data for them."""
 
+import sys
+from pathlib import Path
+
 import numpy as np
 import torch
 from mmdet.registry import MODELS
@@ -27,6 +30,7 @@ MORE_QUERY_BASED = {
     'DeformableDETRHead, refine': 'mmdet::deformable_detr/deformable-detr-refine_r50_16xb2-50e_coco.py',
     'DeformableDETRHead, two-stage': 'mmdet::deformable_detr/deformable-detr-refine-twostage_r50_16xb2-50e_coco.py',
     'DINOHead': 'mmdet::dino/dino-4scale_r50_8xb2-12e_coco.py',
+    'DDQDETRHead': 'mmdet::ddq/ddq-detr-4scale_r50_8xb2-12e_coco.py',
 }
 MORE_POINT = {
     'FCOSHead': 'mmdet::fcos/fcos_r50-caffe_fpn_gn-head_1x_coco.py',
@@ -46,7 +50,7 @@ def tiny_config(head: str, assigner: dict) -> dict:
     model.bbox_head.num_classes = NUM_CLASSES
     if head in DENSE or head in ('RTMDetHead', *MORE_POINT):
         model.bbox_head.stacked_convs = 1 if head != 'SSDHead' else 0
-    if head == 'DINOHead':  # as many as the encoder proposes on a small image
+    if head in ('DINOHead', 'DDQDETRHead'):  # as many as the encoder proposes on a small image
         model.num_queries = 50
     if head == 'FCOSHead':
         model.train_cfg = {}
@@ -76,6 +80,21 @@ def shrink_backbone(model: dict) -> None:
         if part in model:
             model[part].num_layers = 2
             model[part].layer_cfg.ffn_cfg.feedforward_channels = 64
+
+
+def use_small_language_model(model: dict) -> dict:
+    """Replace BERT, whose weights need a network, in place: one token for a word, random embeddings.
+
+    Layers are not recomputed, which needs fairscale. Returns what Grounding DINO reads of an image's meta information.
+    """
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1] / 'tools'))
+    from check_override import register_language_model
+
+    if MODELS.get('TinyLanguageModel') is None:
+        register_language_model()
+    model.language_model = dict(type='TinyLanguageModel')
+    model.encoder.num_cp = 0
+    return dict(text=('red box', 'green box', 'blue box', 'box'), custom_entities=True)
 
 
 def images_and_samples(num_boxes=(3, 0), size=128, seed=0) -> dict:

@@ -3,10 +3,11 @@
 from typing import Any, Union
 
 import torch
+from mmdet.models.task_modules.assigners.match_cost import BinaryFocalLossCost, FocalLossCost
 from torch import Tensor
 
 from uotod_mmdet.arguments import number
-from uotod_mmdet.costs import Batch, as_logits, costs_and_background
+from uotod_mmdet.costs import Batch, as_logits, costs_and_background, has_token_maps
 from uotod_mmdet.registry import TASK_UTILS
 
 from .sinkhorn import BalancedSinkhornAssigner
@@ -22,6 +23,7 @@ class OTAAssigner(BalancedSinkhornAssigner):
     each ground truth's cost too and drops out of the plan, as every cost that is constant along a row does: what is
     left is FocalLossCost against a background of 0.
 
+    Where the ground truths are tokens of a text (GroundingDINOHead) the classification term is BinaryFocalLossCost.
     With a head that gives priors only (GFLHead, ATSSHead, RetinaHead...) the boxes are the priors and the
     classification term is left out; with one that gives no priors (DETRHead...) the centre term is. Our heads say what
     their scores are. mmdet's heads do not: scores that all lie in [0, 1] are read as probabilities (YOLOXHead
@@ -77,8 +79,13 @@ class OTAAssigner(BalancedSinkhornAssigner):
         if batch.priors is not None:
             terms.append(center)
         if batch.scores is not None:
-            terms.append(classification)
+            terms.append(_of_tokens(classification) if has_token_maps(batch.gt_instances) else classification)
             if batch.score_format == 'auto':
                 probabilities = ((batch.scores >= 0) & (batch.scores <= 1)).all()
                 batch = batch._replace(scores=torch.where(probabilities, as_logits(batch.scores), batch.scores))
         return costs_and_background(terms, batch, self.background_cost)
+
+
+def _of_tokens(cost: FocalLossCost) -> BinaryFocalLossCost:
+    """The same cost for ground truths that are tokens of a text."""
+    return BinaryFocalLossCost(cost.alpha, cost.gamma, cost.eps, weight=cost.weight)

@@ -11,6 +11,7 @@ from .fcos_costs import GTAreaCost, RegressRangeCost
 from .log_iou_cost import LogIoUCost
 from .prior_costs import InsideGTCost, PriorCenterCost, PriorIoUCost
 from .priors import prior_boxes, prior_centers_and_sizes
+from .tokens import has_token_maps, token_maps
 
 __all__ = [
     'BOX_SOURCES',
@@ -35,6 +36,7 @@ __all__ = [
     'costs_and_background',
     'declare_cost',
     'float_boxes',
+    'has_token_maps',
     'ignored_boxes',
     'make_batch',
     'pad',
@@ -42,4 +44,5 @@ __all__ = [
     'prior_boxes',
     'prior_centers_and_sizes',
     'reading_of_cost',
+    'token_maps',
 ]

@@ -1,9 +1,12 @@
 """mmdet's heads, trained on the whole plan of an assigner."""
 
 from .atss_head import ATSSHead
+from .ddq_detr_head import DDQDETRHead
 from .detr_heads import ConditionalDETRHead, DABDETRHead, DeformableDETRHead, DETRHead, DINOHead
 from .fcos_head import FCOSHead
 from .gfl_head import GFLHead
+from .grounding_dino_head import GroundingDINOHead
+from .on_plan import on_plan
 from .retina_head import RetinaHead
 from .rtmdet_head import RTMDetHead, RTMDetSepBNHead
 from .rtmdet_ins_head import RTMDetInsHead, RTMDetInsSepBNHead
@@ -16,6 +19,7 @@ __all__ = [
     'ATSSHead',
     'ConditionalDETRHead',
     'DABDETRHead',
+    'DDQDETRHead',
     'DETRHead',
     'DINOHead',
     'DeformableDETRHead',
@@ -25,9 +29,11 @@ __all__ = [
     'RTMDetInsHead',
     'RTMDetInsSepBNHead',
     'RTMDetSepBNHead',
+    'GroundingDINOHead',
     'RetinaHead',
     'SSDHead',
     'TOODHead',
     'VFNetHead',
     'YOLOXHead',
+    'on_plan',
 ]

@@ -59,6 +59,11 @@ class DenseHead:
     score_format: ClassVar[str] = 'logits'
     """What the scores are that the assigner gets: 'logits' or 'probabilities'."""
 
+    plan_methods: ClassVar[tuple[str, ...]] = ('loss_by_feat',)
+    """Methods that put the losses on the plan; see :func:`~uotod_mmdet.heads.on_plan`."""
+    plan_bypasses: ClassVar[tuple[str, ...]] = ('loss_by_feat_single', 'get_targets', '_get_targets_single')
+    """Methods of mmdet's head that training on the plan does not call."""
+
     # What mmdet's head, the other base, brings.
     assigner: Any
     bbox_coder: Any

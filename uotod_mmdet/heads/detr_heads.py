@@ -5,7 +5,8 @@ between that class and mmdet's DETRHead, whose losses it replaces. What the memb
 points, two stages, box refinement, denoising) stays mmdet's.
 """
 
-from typing import Any, Optional
+from collections.abc import Mapping
+from typing import Any, ClassVar, Optional
 
 import mmdet.models.dense_heads
 import torch
@@ -15,12 +16,13 @@ from mmengine.structures import InstanceData
 from torch import Tensor
 
 from uotod_mmdet.assigners import batch_matcher, check_assigner
-from uotod_mmdet.costs import make_batch
+from uotod_mmdet.costs import Batch, make_batch
 from uotod_mmdet.losses.checks import check_finite, full_precision
 from uotod_mmdet.ops import to_device_of
 from uotod_mmdet.plan import (
     MIN_WEIGHT,
     SOFTMAX,
+    Pairs,
     box_losses,
     check_box_loss,
     check_classification_loss,
@@ -50,6 +52,11 @@ class DETRHead(mmdet.models.dense_heads.DETRHead):
             of the family.
     """
 
+    plan_methods: ClassVar[tuple[str, ...]] = ('loss_by_feat', 'loss_by_feat_single')
+    """Methods that put the losses on the plan, the outer first; see :func:`~uotod_mmdet.heads.on_plan`."""
+    plan_bypasses: ClassVar[tuple[str, ...]] = ('get_targets', '_get_targets_single')
+    """Methods of mmdet's head that training on the plan does not call."""
+
     def __init__(self, *args: Any, min_weight: float = MIN_WEIGHT, **kwargs: Any) -> None:
         self.min_weight = check_min_weight(min_weight)
         # mmdet's turns bg_cls_weight into class weights in its very own DETRHead only.
@@ -76,9 +83,17 @@ class DETRHead(mmdet.models.dense_heads.DETRHead):
             name = type(self).__name__
             check_assigner(self.assigner, None)
             self.matcher = batch_matcher(self.assigner)
-            check_classification_loss(name, self.loss_cls, self.num_classes, self.cls_out_channels)
+            self._check_loss_cls()
             for argument in ('loss_bbox', 'loss_iou'):
                 check_box_loss(name, argument, getattr(self, argument))
+
+    @property
+    def score_columns(self) -> int:
+        """Columns of the scores."""
+        return self.cls_out_channels
+
+    def _check_loss_cls(self) -> None:
+        check_classification_loss(type(self).__name__, self.loss_cls, self.num_classes, self.cls_out_channels)
 
     def loss_by_feat(
         self,
@@ -90,6 +105,9 @@ class DETRHead(mmdet.models.dense_heads.DETRHead):
     ) -> dict[str, Tensor]:
         """Losses of all decoder layers, the last without prefix, and the plan's statistics.
 
+        A subclass with a ``loss_by_feat_single`` of its own has it called for each layer, as in mmdet. Then each layer
+        is a batch of its own, and there are no statistics.
+
         Args:
             all_layers_cls_scores: (L, B, N, C).
             all_layers_bbox_preds: (L, B, N, 4) as (cx, cy, w, h), relative to the image.
@@ -97,6 +115,10 @@ class DETRHead(mmdet.models.dense_heads.DETRHead):
             batch_img_metas: ``img_shape`` of each image.
             batch_gt_instances_ignore: Ignored boxes of each image; DETR detectors pass none.
         """
+        if type(self).loss_by_feat_single is not DETRHead.loss_by_feat_single:
+            images, layers = (batch_gt_instances, batch_img_metas), zip(all_layers_cls_scores, all_layers_bbox_preds)
+            of_layers = zip(*(self.loss_by_feat_single(*layer, *images) for layer in layers))
+            return named_losses(dict(zip(('loss_cls', 'loss_bbox', 'loss_iou'), of_layers)))
         losses, statistics = self._layer_losses(
             all_layers_cls_scores,
             all_layers_bbox_preds,
@@ -104,10 +126,7 @@ class DETRHead(mmdet.models.dense_heads.DETRHead):
             batch_img_metas,
             batch_gt_instances_ignore,
         )
-        named = {name: values[-1] for name, values in losses.items()}
-        for layer in range(len(all_layers_cls_scores) - 1):
-            named.update({f'd{layer}.{name}': values[layer] for name, values in losses.items()})
-        return {**named, **statistics}
+        return {**named_losses(losses), **statistics}
 
     def loss_by_feat_single(
         self,
@@ -127,10 +146,14 @@ class DETRHead(mmdet.models.dense_heads.DETRHead):
         batch_gt_instances: list[InstanceData],
         batch_img_metas: list[dict],
         batch_gt_instances_ignore: Optional[list[InstanceData]] = None,
+        pred_mask: Optional[Tensor] = None,
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Each loss of each layer (L,), and the statistics of the plans of all."""
+        """Each loss of each layer (L,), and the statistics of the plans of all.
+
+        ``pred_mask`` (L, B, N) is False on predictions that take no part; None: all do.
+        """
         name = type(self).__name__
-        check_floats(name, 'cls_scores', cls_scores, '(L, B, N, C)', (None, None, None, self.cls_out_channels))
+        check_floats(name, 'cls_scores', cls_scores, '(L, B, N, C)', (None, None, None, self.score_columns))
         check_floats(name, 'bbox_preds', bbox_preds, '(L, B, N, 4)', (*cls_scores.shape[:3], 4))
         if not len(cls_scores):
             raise ValueError(f'{name}: cls_scores must hold at least one decoder layer, got {tuple(cls_scores.shape)}.')
@@ -151,15 +174,15 @@ class DETRHead(mmdet.models.dense_heads.DETRHead):
                 batch_img_metas,
                 self.matcher.box_source,
                 batch_gt_instances_ignore,
+                None if pred_mask is None else pred_mask.flatten(0, 1),
                 num_classes=self.num_classes,
                 score_format='logits',
                 repeats=num_layers,
             )
-            gt_bboxes, pred_bboxes = check_gt_bboxes(name, batch), batch.bboxes
-            assert pred_bboxes is not None
+            gt_bboxes = check_gt_bboxes(name, batch)
             check_pair_boxes(name, gt_bboxes, bbox_preds=boxes)
             matching = self.matcher.match_batch(batch)
-            pairs = expand(matching.plan, self.min_weight, few=not copies_no_rows(self.loss_cls))
+            pairs = expand(matching.plan, self.min_weight, few=self._copies_rows())
 
             def by_layer(values: Tensor) -> Tensor:
                 return values.view(num_layers, -1).sum(1)
@@ -172,18 +195,7 @@ class DETRHead(mmdet.models.dense_heads.DETRHead):
 
             box_args = boxes.flatten(0, 1), gt_bboxes.flatten(0, 1), pairs, sizes
             losses = dict(
-                loss_cls=classification_losses(
-                    self.loss_cls,
-                    scores.flatten(0, 1),
-                    batch.gt_labels.flatten().index_select(0, pairs.gts),
-                    self.num_classes,
-                    pairs,
-                    lambda: bbox_overlaps(
-                        pred_bboxes.flatten(0, 1)[pairs.rows],
-                        gt_bboxes.flatten(0, 1)[pairs.gts],
-                        is_aligned=True,
-                    ),
-                ),
+                loss_cls=self._classification(scores.flatten(0, 1), batch, pairs),
                 loss_bbox=pairs.sum_by_image(box_losses(self.loss_bbox, *box_args, relative=True)),
                 loss_iou=pairs.sum_by_image(box_losses(self.loss_iou, *box_args)),
             )
@@ -191,6 +203,29 @@ class DETRHead(mmdet.models.dense_heads.DETRHead):
             losses = {key: by_layer(loss) / divisors[key] for key, loss in losses.items()}
             check_finite(name, losses, dict(cls_scores=scores, bbox_preds=boxes))
             return losses, plan_statistics(pairs, batch.gt_mask, matching.num_iter, self.assigner)
+
+    def _copies_rows(self) -> bool:
+        """Whether the classification loss copies scores for each pair, so that pairs of weight 0 are worth dropping."""
+        return not copies_no_rows(self.loss_cls)
+
+    def _classification(self, scores: Tensor, batch: Batch, pairs: Pairs) -> Tensor:
+        """Classification loss of each prediction, (B * N,); scores (B * N, C)."""
+
+        def quality() -> Tensor:
+            assert batch.bboxes is not None and batch.gt_bboxes is not None  # DETR heads have both
+            boxes, gts = batch.bboxes.flatten(0, 1)[pairs.rows], batch.gt_bboxes.flatten(0, 1)[pairs.gts]
+            return bbox_overlaps(boxes, gts, is_aligned=True)
+
+        labels = batch.gt_labels.flatten().index_select(0, pairs.gts)
+        return classification_losses(self.loss_cls, scores, labels, self.num_classes, pairs, quality)
+
+
+def named_losses(losses: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Losses of each layer, (L,) or a sequence, by mmdet's names: those of the last layer without prefix."""
+    named = {name: values[-1] for name, values in losses.items()}
+    for layer in range(min(map(len, losses.values()), default=1) - 1):
+        named.update({f'd{layer}.{name}': values[layer] for name, values in losses.items()})
+    return named
 
 
 @MODELS.register_module()

@@ -31,6 +31,8 @@ class VFNetHead(DenseHead, mmdet.models.dense_heads.VFNetHead):
         *args, **kwargs: mmdet's, without ``use_atss=False``, which uses no assigner.
     """
 
+    plan_bypasses = (*DenseHead.plan_bypasses, 'get_atss_targets', 'get_fcos_targets', 'transform_bbox_targets')
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         if not self.use_atss:

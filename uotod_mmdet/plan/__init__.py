@@ -22,6 +22,7 @@ from .known_classification import faster_quality, faster_varifocal, quality_foca
 from .localisation import box_losses, pair_losses
 from .pairs import MIN_WEIGHT, Pairs, check_min_weight, expand
 from .statistics import plan_statistics
+from .text_tokens import text_token_losses
 
 __all__ = [
     'MIN_WEIGHT',
@@ -48,5 +49,6 @@ __all__ = [
     'quality_focal_rows',
     'reading_of',
     'sum_by_row',
+    'text_token_losses',
     'varifocal_rows',
 ]

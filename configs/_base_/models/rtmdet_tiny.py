@@ -42,7 +42,7 @@ model = dict(
         loss_cls=dict(type='QualityFocalLoss', use_sigmoid=True, beta=2.0, loss_weight=1.0),
         loss_bbox=dict(type='GIoULoss', loss_weight=2.0),
         with_objectness=False,
-        exp_on_reg=False,
+        exp_on_reg=True,
         share_conv=True,
         pred_kernel_size=1,
         norm_cfg=norm_cfg,
