@@ -89,7 +89,7 @@ def test_importing_twice_does_not_collide():
     assert MMDET_TASK_UTILS.get('HungarianAssigner').__module__.startswith('mmdet.')
 
 
-@pytest.mark.parametrize('name', ['YOLOXHead', 'GIoULoss', 'FocalLoss', 'ResNet'])
+@pytest.mark.parametrize('name', ['CornerHead', 'GIoULoss', 'FocalLoss', 'ResNet'])
 @pytest.mark.parametrize('scope', ['mmdet', 'uotod_mmdet', 'mmengine'])
 def test_our_prefix_means_ours_and_says_how_to_have_mmdets(scope, name):
     init_default_scope(scope)

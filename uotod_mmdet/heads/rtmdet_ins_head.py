@@ -29,6 +29,8 @@ class RTMDetInsHead(mmdet.models.dense_heads.RTMDetInsHead, RTMDetHead):
         *args, **kwargs: mmdet's.
     """
 
+    plan_bypasses = (*RTMDetHead.plan_bypasses, 'loss_mask_by_feat')
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         pred = torch.linspace(-2, 2, ROWS * 16).view(ROWS, 4, 4)
