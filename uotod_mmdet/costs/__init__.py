@@ -2,10 +2,11 @@
 
 from uotod_mmdet.ops import CostTerm, pairwise_overlaps
 
-from .batch import BOX_SOURCES, Batch, as_labels, class_labels, make_batch, pad
+from .batch import BOX_SOURCES, Batch, make_batch
 from .batch_cost import batch_cost, costs_and_background
 from .boxes import as_tensor, float_boxes, ignored_boxes
 from .declared import CostReading, declare_cost, reading_of_cost
+from .ground_truths import as_labels, class_labels, pad
 from .log_iou_cost import LogIoUCost
 from .prior_costs import InsideGTCost, PriorCenterCost, PriorIoUCost
 from .priors import prior_boxes, prior_centers_and_sizes

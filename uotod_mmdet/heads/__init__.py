@@ -3,6 +3,8 @@
 from .atss_head import ATSSHead
 from .detr_heads import ConditionalDETRHead, DABDETRHead, DeformableDETRHead, DETRHead, DINOHead
 from .gfl_head import GFLHead
+from .mask2former_head import Mask2FormerHead
+from .maskformer_head import MaskFormerHead
 from .retina_head import RetinaHead
 from .ssd_head import SSDHead
 from .vfnet_head import VFNetHead
@@ -15,6 +17,8 @@ __all__ = [
     'DINOHead',
     'DeformableDETRHead',
     'GFLHead',
+    'Mask2FormerHead',
+    'MaskFormerHead',
     'RetinaHead',
     'SSDHead',
     'VFNetHead',
