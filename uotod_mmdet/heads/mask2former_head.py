@@ -8,11 +8,13 @@ import torch
 from mmcv.ops import point_sample
 from mmengine.structures import InstanceData
 from torch import Tensor
+from torch.nn.functional import embedding_bag
 
 from uotod_mmdet.losses.checks import full_precision
+from uotod_mmdet.plan import Comparison
 from uotod_mmdet.registry import MODELS
 
-from .masks import Compared, Drawn, GroundTruths, MaskHead, repeated
+from .masks import Drawn, GroundTruths, MaskHead
 
 
 @MODELS.register_module()
@@ -81,19 +83,21 @@ class Mask2FormerHead(MaskHead, mmdet.models.dense_heads.Mask2FormerHead):
         best = uncertainty.topk(self._num_uncertain, dim=1).indices
         return torch.cat([candidates.gather(1, best[:, :, None].expand(-1, -1, 2)), others], dim=1)
 
-    def _comparison(
-        self, logits: Tensor, gts: GroundTruths, drawn: Optional[tuple[Tensor, Tensor]]
-    ) -> tuple[Compared, int]:
+    def _comparison(self, logits: Tensor, gts: GroundTruths, drawn: Optional[tuple[Tensor, Tensor]]) -> Comparison:
         assert drawn is not None
         with torch.no_grad():
             points = self._loss_points(logits, drawn) if len(logits) else logits.new_zeros(0, self.num_points, 2)
 
-        def compared(logits: Tensor, places: Tensor, row: Tensor, of: Tensor) -> tuple[Tensor, Tensor]:
-            own = points.index_select(0, places)
-            preds = point_sample(logits[:, None], own)[:, 0]
-            return repeated(preds, row), sampled_at(gts.masks, of, repeated(own, row))
+        def preds(logits: Tensor, places: Tensor) -> Tensor:
+            return point_sample(logits[:, None], points.index_select(0, places))[:, 0]
 
-        return compared, self.num_points
+        def targets(places: Tensor, of: Tensor) -> Tensor:
+            return sampled_at(gts.masks, of, points.index_select(0, places))
+
+        def all_targets(places: Tensor, image: int) -> Tensor:
+            return all_sampled_at(gts.pixels[image], gts.masks.shape[1:], points.index_select(0, places))
+
+        return Comparison(self.num_points, False, gts.num_matched, preds, targets, all_targets)
 
 
 @torch.no_grad()
@@ -112,10 +116,39 @@ def sampled_at(masks: Tensor, chosen: Tensor, points: Tensor) -> Tensor:
     """
     order = chosen.argsort(stable=True)
     counts = torch.bincount(chosen, minlength=len(masks)).tolist()
-    sorted_points = points[order].split(counts)
     found = torch.empty(points.shape[:2], dtype=points.dtype, device=points.device)
     sampled = [
-        point_sample(mask[None, None], some[None])[0, 0] for mask, some in zip(masks, sorted_points) if len(some)
+        point_sample(mask[None, None], points[some][None])[0, 0]
+        for mask, some in zip(masks, order.split(counts))
+        if len(some)
     ]
     found[order] = torch.cat(sampled)
     return found
+
+
+@torch.no_grad()
+def all_sampled_at(pixels: Tensor, size: Sequence[int], points: Tensor) -> Tensor:
+    """What all masks of an image are at points, as grid_sample interpolates them.
+
+    Args:
+        pixels: The masks, pixel by pixel, (H * W, M).
+        size: H, W.
+        points: (r, P, 2), relative to the masks, (x, y).
+
+    Returns:
+        (r, P, M).
+    """
+    extent = points.new_tensor(size[::-1])
+    place = points.flatten(0, 1) * extent - 0.5
+    corner = place.floor()
+    share = place - corner
+    index, weight = [], []
+    for right in (0, 1):
+        for down in (0, 1):
+            x, y = (corner + corner.new_tensor([right, down])).unbind(1)
+            inside = (x >= 0) & (x < size[1]) & (y >= 0) & (y < size[0])
+            index.append((y.clamp(0, size[0] - 1) * size[1] + x.clamp(0, size[1] - 1)).long())
+            of_x, of_y = (share if far else 1 - share for far in (right, down))
+            weight.append(of_x[:, 0] * of_y[:, 1] * inside)
+    sampled = embedding_bag(torch.stack(index, 1), pixels, mode='sum', per_sample_weights=torch.stack(weight, 1))
+    return sampled.view(*points.shape[:2], -1)

@@ -10,9 +10,10 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from uotod_mmdet.losses.checks import full_precision
+from uotod_mmdet.plan import Comparison
 from uotod_mmdet.registry import MODELS
 
-from .masks import Compared, Drawn, GroundTruths, MaskHead, repeated
+from .masks import Drawn, GroundTruths, MaskHead
 
 
 @MODELS.register_module()
@@ -35,13 +36,17 @@ class MaskFormerHead(MaskHead, mmdet.models.dense_heads.MaskFormerHead):
         found = [InstanceData(labels=of, masks=masks) for of, masks in zip(gts.labels, small.split(gts.counts))]
         return full_precision(preds.detach()), found, ()
 
-    def _comparison(
-        self, logits: Tensor, gts: GroundTruths, drawn: Optional[tuple[Tensor, Tensor]]
-    ) -> tuple[Compared, int]:
-        targets = gts.masks.flatten(1)
+    def _comparison(self, logits: Tensor, gts: GroundTruths, drawn: Optional[tuple[Tensor, Tensor]]) -> Comparison:
+        masks = gts.masks.flatten(1)
 
-        def compared(logits: Tensor, places: Tensor, row: Tensor, of: Tensor) -> tuple[Tensor, Tensor]:
-            preds = interpolate(logits[:, None], gts.masks.shape[1:], mode='bilinear', align_corners=False)
-            return repeated(preds.flatten(1), row), targets.index_select(0, of)
+        def preds(logits: Tensor, places: Tensor) -> Tensor:
+            size = gts.masks.shape[1:]
+            return interpolate(logits[:, None], size, mode='bilinear', align_corners=False).flatten(1)
 
-        return compared, targets.size(1)
+        def targets(places: Tensor, of: Tensor) -> Tensor:
+            return masks.index_select(0, of)
+
+        def all_targets(places: Tensor, image: int) -> Tensor:
+            return masks.split(gts.counts)[image].t()
+
+        return Comparison(masks.size(1), True, gts.num_matched, preds, targets, all_targets)

@@ -1,7 +1,9 @@
 """Shared code of the heads of masks: one matching of all layers and images, losses of pairs, averages."""
 
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Optional, Union
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Optional, Union
 
 import torch
 from mmdet.models.task_modules.samplers import MaskPseudoSampler
@@ -15,6 +17,8 @@ from uotod_mmdet.losses.checks import check_finite, full_precision
 from uotod_mmdet.ops import to_device_of
 from uotod_mmdet.plan import (
     MIN_WEIGHT,
+    Comparison,
+    MaskPairs,
     Pairs,
     check_classification_loss,
     check_mask_losses,
@@ -29,24 +33,27 @@ from uotod_mmdet.plan import (
 from .checks import check_floats, check_gt_masks, check_images
 
 
-class GroundTruths(NamedTuple):
+@dataclass
+class GroundTruths:
     """Ground truths of B images, G in all."""
 
     labels: list[Tensor]  # (M_i,) of each image
     masks: Tensor  # (G, H, W) of one image after the other, floats
-    num_matched: int  # predictions that a one-to-one matching gives something
+    num_matched: int  # predictions that a one-to-one matching gives something, as many as mmdet's head compares
 
     @property
     def counts(self) -> list[int]:
         """Ground truths of each image."""
         return [len(labels) for labels in self.labels]
 
+    @cached_property
+    def pixels(self) -> list[Tensor]:
+        """The masks of each image, pixel by pixel, (H * W, M_i)."""
+        return [masks.flatten(1).t().contiguous() for masks in self.masks.split(self.counts)]
+
 
 Drawn = Sequence[tuple[Tensor, Tensor]]
 """Random numbers for the points of each layer's losses; empty where nothing is random."""
-
-Compared = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
-"""The ``compared`` of :func:`~uotod_mmdet.plan.mask_losses`; ground truths are places in :class:`GroundTruths`."""
 
 
 class MaskHead:
@@ -208,20 +215,23 @@ class MaskHead:
         num_layers, num_images = len(layers), len(gts.labels)
         num_rows, max_gts = len(pairs.background) // num_layers, max(gts.counts)
         layer_of = pairs.images.div(num_images, rounding_mode='floor')
-        images = pairs.images - layer_of * num_images
-        first = torch.tensor([0, *gts.counts[:-1]]).cumsum(0).to(images.device)
-        places = pairs.gts - pairs.images * max_gts + first[images]
+        image_of = pairs.images - layer_of * num_images
+        first = torch.tensor([0, *gts.counts[:-1]]).cumsum(0).to(image_of.device)
+        places = pairs.gts - pairs.images * max_gts + first[image_of]
         counts = torch.bincount(layer_of, minlength=num_layers).tolist()
         rows = pairs.rows - layer_of * num_rows
         split = [values.split(counts) for values in (rows, places, pairs.weight)]
+        ends = torch.tensor(gts.counts).cumsum(0).tolist()
         sums = []
         for layer, (rows, of, weight) in enumerate(zip(*split)):
             rows, row = torch.unique_consecutive(rows, return_inverse=True)
             logits = full_precision(layers[layer].flatten(0, 1).index_select(0, rows))
-            compared, num_points = self._comparison(logits, gts, drawn[layer] if drawn else None)
-            losses = self.loss_mask, self.loss_dice, self.mask_labels
-            at_once = max(gts.num_matched, 1)  # as many as mmdet's head compares
-            sums.append(mask_losses(*losses, logits, row, of, weight, compared, num_points, at_once))
+            of_images = rows.div(num_rows // num_images, rounding_mode='floor').bincount(minlength=num_images)
+            row_ends = of_images.cumsum(0).tolist()
+            images = list(zip(map(slice, [0, *row_ends], row_ends), map(slice, [0, *ends], ends)))
+            pairs_of_layer = MaskPairs(logits, row, of, weight, images)
+            comparison = self._comparison(logits, gts, drawn[layer] if drawn else None)
+            sums.append(mask_losses(self.loss_mask, self.loss_dice, pairs_of_layer, comparison))
         return sums
 
     def _for_matching(
@@ -230,13 +240,6 @@ class MaskHead:
         """What the costs compare: masks (L * B, N, ...), ground truths of B or of L * B images; and random numbers."""
         raise NotImplementedError
 
-    def _comparison(
-        self, logits: Tensor, gts: GroundTruths, drawn: Optional[tuple[Tensor, Tensor]]
-    ) -> tuple[Compared, int]:
-        """What the losses of a layer compare, whose matched predictions have masks ``logits`` (R, h, w); its points."""
+    def _comparison(self, logits: Tensor, gts: GroundTruths, drawn: Optional[tuple[Tensor, Tensor]]) -> Comparison:
+        """What the losses of a layer compare, whose matched predictions have the masks ``logits`` (R, h, w)."""
         raise NotImplementedError
-
-
-def repeated(values: Tensor, row: Tensor) -> Tensor:
-    """The rows ``row`` (k,) of the values, of which each is there at least once."""
-    return values if len(row) == len(values) else values.index_select(0, row)

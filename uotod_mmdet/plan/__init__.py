@@ -13,12 +13,14 @@ from .contract import (
 )
 from .known_classification import faster_quality, faster_varifocal, quality_focal_rows, varifocal_rows
 from .localisation import box_losses, pair_losses
-from .masks import mask_losses
+from .masks import Comparison, MaskPairs, mask_losses
 from .pairs import MIN_WEIGHT, Pairs, check_min_weight, expand
 from .statistics import plan_statistics
 
 __all__ = [
     'MIN_WEIGHT',
+    'Comparison',
+    'MaskPairs',
     'ROWS',
     'SOFTMAX',
     'Pairs',
