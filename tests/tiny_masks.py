@@ -1,10 +1,12 @@
 """mmdet's MaskFormer and Mask2Former, cut down to models that step in a fraction of a second, and data for them."""
 
 import copy
+import functools
 
 import numpy as np
 import torch
 from mmdet.structures.mask import BitmapMasks
+from mmengine.config import ConfigDict
 from mmengine.hub import get_config
 from mmengine.registry import init_default_scope
 from mmengine.structures import InstanceData
@@ -23,9 +25,15 @@ MASK_COSTS = [
 ]
 
 
+@functools.lru_cache
+def full_config(head: str):
+    """mmdet's model config."""
+    return get_config(CONFIGS[head]).model
+
+
 def tiny_config(head: str, ours: bool = True, assigner=None, **changes):
     """Model config of mmdet, with its own or another assigner and with our head or mmdet's; 32 channels, 2 layers."""
-    model = copy.deepcopy(get_config(CONFIGS[head]).model)
+    model = copy.deepcopy(full_config(head))
     init_default_scope('mmdet')
     model.neck = dict(type='none', in_channels=[8, 16, 32, 64])  # shrink_backbone expects one
     shrink_backbone(model)
@@ -39,8 +47,10 @@ def tiny_config(head: str, ours: bool = True, assigner=None, **changes):
     part.pixel_decoder.encoder.num_layers, part.transformer_decoder.num_layers = 1, 2
     model.train_cfg.num_points = 96
     if assigner is not None:
-        model.train_cfg.assigner = assigner
-    part.update(type='uotod_mmdet.' * ours + head, **changes)
+        model.train_cfg.assigner = ConfigDict(assigner)
+    part.type = 'uotod_mmdet.' * ours + head
+    for name, value in changes.items():  # ConfigDict.update would merge dicts
+        part[name] = ConfigDict(value) if isinstance(value, dict) else value
     return model
 
 
@@ -62,7 +72,8 @@ def narrow(part) -> None:
 def head_config(head: str, ours: bool = True, assigner=None, **changes):
     """Config of the head alone, with its train_cfg."""
     model = tiny_config(head, ours, assigner, **changes)
-    return model.panoptic_head.update(train_cfg=model.train_cfg, test_cfg=model.test_cfg) or model.panoptic_head
+    model.panoptic_head.update(train_cfg=model.train_cfg, test_cfg=model.test_cfg)
+    return model.panoptic_head
 
 
 def outputs(layers: int = 3, images: int = 2, seed: int = 0, dtype=torch.float32) -> list[torch.Tensor]:
@@ -87,13 +98,13 @@ def ground_truths(counts=(4, 2), seed: int = 0) -> tuple[list[InstanceData], lis
     return gts, metas
 
 
-def batch_with_masks(num_boxes=(3, 2), seed: int = 0) -> dict:
+def batch_with_masks(num_boxes=(3, 2), size: int = SIZE) -> dict:
     """A training batch of images with filled boxes, and their masks."""
-    batch = images_and_samples(num_boxes, SIZE, seed)
+    batch = images_and_samples(num_boxes, size)
     for sample in batch['data_samples']:
         gts = sample.gt_instances
-        masks = np.zeros((len(gts), SIZE, SIZE), np.uint8)
+        masks = np.zeros((len(gts), size, size), np.uint8)
         for mask, (x1, y1, x2, y2) in zip(masks, gts.bboxes.int().tolist()):
             mask[y1:y2, x1:x2] = 1
-        gts.masks = BitmapMasks(masks, SIZE, SIZE)
+        gts.masks = BitmapMasks(masks, size, size)
     return batch

@@ -84,8 +84,15 @@ class MaskHead:
     """Whether ``loss_mask`` gets labels, see :func:`~uotod_mmdet.plan.check_mask_losses`."""
 
     def __init__(self, *args: Any, min_weight: float = MIN_WEIGHT, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
         self.min_weight = check_min_weight(min_weight)
+        loss_cls = kwargs.get('loss_cls')
+        if isinstance(loss_cls, dict) and not isinstance(loss_cls.get('class_weight'), (list, tuple)):
+            raise ValueError(
+                f'{type(self).__name__}: class_weight of loss_cls must be a list of numbers, one for each class and '
+                f'one for the background, by which the loss is averaged, got {loss_cls.get("class_weight")!r}: take '
+                "dict(type='CrossEntropyLoss', class_weight=[...])."
+            )
+        super().__init__(*args, **kwargs)
         if self.train_cfg:
             self._check_config()
 
@@ -106,11 +113,10 @@ class MaskHead:
             )
         columns = self.num_classes + 1
         check_classification_loss(name, self.loss_cls, self.num_classes, columns)
-        if not isinstance(self.class_weight, (list, tuple)) or len(self.class_weight) != columns:
+        if len(self.class_weight) != columns:
             raise ValueError(
-                f'{name}: class_weight of loss_cls must be a list of {columns} numbers, one for each of the '
-                f'{self.num_classes} classes and the background, by which the loss is averaged, got '
-                f'{self.class_weight!r}.'
+                f'{name}: class_weight of loss_cls holds {len(self.class_weight)} numbers, but there are '
+                f'{self.num_classes} classes and the background: give a list of {columns}.'
             )
         check_mask_losses(name, self.loss_mask, self.loss_dice, self.mask_labels)
 
