@@ -167,7 +167,7 @@ def test_losses_and_gradients_of_a_soft_plan_are_those_of_its_formula(head, way,
     if way == 'products of matrices':
         monkeypatch.setattr(mask_losses, 'BLOCK', 3 * SIZE**2)  # more than one block
     else:
-        monkeypatch.setattr(mask_losses, 'DENSE', 2.0)
+        model.dense = 2.0
         monkeypatch.setattr(mask_losses, 'BLOCK', 7 * 96 if way == 'blocks of pairs' else 1 << 30)
     gts, metas = ground_truths((4, 0, 2))
     outs = outputs(2, 3, dtype=torch.float64)
@@ -184,8 +184,7 @@ def test_losses_and_gradients_of_a_soft_plan_are_those_of_its_formula(head, way,
 
 
 @pytest.mark.parametrize('head', HEADS)
-def test_the_losses_are_independent_of_the_batch(head, same_points):
-    """Of each image alone and of both, up to the averages: the plan of an image does not depend on the other."""
+def test_the_plan_of_an_image_is_independent_of_its_neighbours(head, same_points):
     model = soft(head)
     gts, metas = ground_truths((4, 2))
     outs = outputs(LAYERS, 2)

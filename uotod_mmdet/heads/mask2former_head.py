@@ -31,6 +31,7 @@ class Mask2FormerHead(MaskHead, mmdet.models.dense_heads.Mask2FormerHead):
     """
 
     mask_labels = False
+    dense = 0.25  # measured on a CPU, 100 predictions and 20 ground truths at 4096 points
 
     num_points: int
     oversample_ratio: float
@@ -97,7 +98,7 @@ class Mask2FormerHead(MaskHead, mmdet.models.dense_heads.Mask2FormerHead):
         def all_targets(places: Tensor, image: int) -> Tensor:
             return all_sampled_at(gts.pixels[image], gts.masks.shape[1:], points.index_select(0, places))
 
-        return Comparison(self.num_points, False, gts.num_matched, preds, targets, all_targets)
+        return Comparison(self.num_points, False, gts.num_matched, self.dense, preds, targets, all_targets)
 
 
 @torch.no_grad()

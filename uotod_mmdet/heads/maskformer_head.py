@@ -49,4 +49,4 @@ class MaskFormerHead(MaskHead, mmdet.models.dense_heads.MaskFormerHead):
         def all_targets(places: Tensor, image: int) -> Tensor:
             return masks.split(gts.counts)[image].t()
 
-        return Comparison(masks.size(1), True, gts.num_matched, preds, targets, all_targets)
+        return Comparison(masks.size(1), True, gts.num_matched, self.dense, preds, targets, all_targets)

@@ -83,6 +83,9 @@ class MaskHead:
     mask_labels = True
     """Whether ``loss_mask`` gets labels, see :func:`~uotod_mmdet.plan.check_mask_losses`."""
 
+    dense = 0.0
+    """See :class:`~uotod_mmdet.plan.Comparison`."""
+
     def __init__(self, *args: Any, min_weight: float = MIN_WEIGHT, **kwargs: Any) -> None:
         self.min_weight = check_min_weight(min_weight)
         loss_cls = kwargs.get('loss_cls')

@@ -18,9 +18,6 @@ from .classification import sum_by_row
 BLOCK = 1 << 24
 """Entries of masks of pairs (K, P) that are compared in one go; 64 MB in float32, and some times that for gradients."""
 
-DENSE = 1 / 8
-"""Share of the pairs of a layer that must have weight for all to be computed by products of matrices."""
-
 
 class MaskPairs(NamedTuple):
     """K pairs of R predictions with masks and G ground truths, those of one image after the other."""
@@ -39,6 +36,7 @@ class Comparison(NamedTuple):
         num_points: P.
         labels: Whether ``loss_mask`` gets labels, see :func:`~uotod_mmdet.plan.check_mask_losses`.
         at_once: Pairs that may be compared in one go, however large they are.
+        dense: Share of all pairs of a layer that must have weight for products of matrices to pay; 0: always.
         preds: Gives logits (r, P), and takes r of the masks (r, h, w) and their places among all (r,).
         targets: Gives targets (k, P) of pairs, and takes the place of their predictions among all (k,), and their
             ground truths (k,).
@@ -49,6 +47,7 @@ class Comparison(NamedTuple):
     num_points: int
     labels: bool
     at_once: int
+    dense: float
     preds: Callable[[Tensor, Tensor], Tensor]
     targets: Callable[[Tensor, Tensor], Tensor]
     all_targets: Callable[[Tensor, int], Tensor]
@@ -102,7 +101,7 @@ def mask_losses(
     size = sum((of_rows.stop - of_rows.start) * (of_gts.stop - of_gts.start) for of_rows, of_gts in images)
     if len(row) <= at_once:
         total = of_pairs(logits, places, row, gts, weight)
-    elif len(row) >= DENSE * size and _linear(loss_mask, comparison.labels) and type(loss_dice) is DiceLoss:
+    elif len(row) >= comparison.dense * size and _linear(loss_mask, comparison.labels) and type(loss_dice) is DiceLoss:
         total = logits.new_zeros(2)
         for image, (of_rows, of_gts) in enumerate(images):
             step = max(1, BLOCK // (num_points * max(of_gts.stop - of_gts.start, 1)))
