@@ -13,6 +13,7 @@ from mmdet.registry import DATASETS
 from mmengine.config import Config
 from mmengine.logging import MessageHub
 from mmengine.optim import build_optim_wrapper
+from tiny_masks import batch_with_masks
 from tiny_models import build, images_and_samples, use_small_language_model
 
 pytestmark = pytest.mark.slow
@@ -34,14 +35,20 @@ def without_pretrained_weights(model: dict) -> dict:
     return model
 
 
+def head_of(model: dict) -> str:
+    """Name of the head in the config of a model."""
+    return 'bbox_head' if 'bbox_head' in model else 'panoptic_head'
+
+
 def step(cfg: Config, batch: dict, steps: int = 1) -> dict:
     """Steps of the config's optimizer, as the Runner does them."""
     detector = build(without_pretrained_weights(cfg.model))
     optim_wrapper = build_optim_wrapper(detector, cfg.optim_wrapper)
-    before = {name: p.detach().clone() for name, p in detector.bbox_head.named_parameters()}
+    head = detector.get_submodule(head_of(cfg.model))
+    before = {name: p.detach().clone() for name, p in head.named_parameters()}
     for _ in range(steps):
         losses = detector.train_step(copy.deepcopy(batch), optim_wrapper)
-    changed = [name for name, p in detector.bbox_head.named_parameters() if not torch.equal(p, before[name])]
+    changed = [name for name, p in head.named_parameters() if not torch.equal(p, before[name])]
     assert len(changed) >= len(before) / 2
     return losses
 
@@ -52,11 +59,16 @@ def test_full_size_config_does_a_training_step(name):
     hub.update_info('epoch', 10), hub.update_info('iter', 0)
     cfg = Config.fromfile(CONFIGS / 'coco' / name)
     assert cfg.model.train_cfg.assigner.type.startswith('uotod_mmdet.')
-    batch = images_and_samples((3, 1), size=SIZES.get(name.split('_')[0], 128))
+    size, steps = SIZES.get(name.split('_')[0], 128), 1
+    if head_of(cfg.model) == 'panoptic_head':
+        cfg.model.data_preprocessor.batch_augments = None  # which pad each image to 1024 x 1024
+        cfg.model.train_cfg.num_points = 512
+        batch = batch_with_masks((3, 1), size)
+    else:
+        batch = images_and_samples((3, 1), size)
     if name.startswith(SHRUNK):
         cfg.model.encoder.num_layers = cfg.model.decoder.num_layers = 2
         cfg.model.num_queries = 50
-    steps = 1
     if 'language_model' in cfg.model:
         text = use_small_language_model(cfg.model)
         for sample in batch['data_samples']:
@@ -97,5 +109,5 @@ def test_each_config_of_ours_has_its_stock_baseline():
 )
 def test_soft_configs_train_our_heads_on_a_soft_plan(path):
     cfg = Config.fromfile(path)
-    assert cfg.model.bbox_head.type.startswith('uotod_mmdet.')
+    assert cfg.model[head_of(cfg.model)].type.startswith('uotod_mmdet.')
     assert cfg.model.train_cfg.assigner.type.endswith('SinkhornAssigner')

@@ -2,12 +2,13 @@
 
 from uotod_mmdet.ops import CostTerm, pairwise_overlaps
 
-from .batch import BOX_SOURCES, Batch, as_labels, as_logits, class_labels, make_batch, pad
+from .batch import BOX_SOURCES, Batch, as_logits, make_batch
 from .batch_cost import batch_cost, costs_and_background
 from .boxes import as_tensor, float_boxes, ignored_boxes
 from .declared import CostReading, declare_cost, reading_of_cost
 from .dynamic_costs import BinaryCrossEntropyCost, SoftCenterCost, SoftLabelCost, TaskAlignmentCost
 from .fcos_costs import GTAreaCost, RegressRangeCost
+from .ground_truths import as_labels, class_labels, pad
 from .log_iou_cost import LogIoUCost
 from .prior_costs import InsideGTCost, PriorCenterCost, PriorIoUCost
 from .priors import prior_boxes, prior_centers_and_sizes

@@ -8,9 +8,10 @@ import torch
 from mmengine.structures import InstanceData
 from torch import Tensor
 
-from uotod_mmdet.ops import act_if, to_device_of
+from uotod_mmdet.ops import act_if
 
 from .boxes import as_tensor
+from .ground_truths import class_labels, pad, real_places, stack_masks
 from .priors import prior_boxes
 
 BOX_SOURCES = ('auto', 'bboxes', 'priors')
@@ -36,6 +37,8 @@ class Batch(NamedTuple):
     dtype: torch.dtype  # of costs and plans
     prior_format: str = 'auto'  # 'anchor' or 'point', as the head says; 'auto': inferred from the values of the priors
     score_format: str = 'auto'  # 'logits' or 'probabilities', as the head says; 'auto': unknown
+    masks: Optional[Tensor] = None  # (B, N, P) logits at P points of each image, or at all pixels
+    gt_masks: Optional[Tensor] = None  # (G, M, P) at the same points, 0 on padding; image b has those of b modulo G
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -77,20 +80,6 @@ def as_logits(probabilities: Tensor) -> Tensor:
     return probabilities.logit(eps=1e-6)
 
 
-def as_labels(labels: Tensor, name: str = 'gt_instances.labels') -> Tensor:
-    """Labels of any integer dtype as int64; an empty tensor may have any dtype, such as that of ``torch.zeros(0)``.
-
-    Raises:
-        TypeError: If there are labels and they are not integers.
-    """
-    if labels.numel() and (labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool):
-        raise TypeError(
-            f'{name} must hold integers, numbers of classes, got {labels.dtype}: convert them with labels.long() where '
-            'the data set or the pipeline makes them.'
-        )
-    return labels.long()
-
-
 def make_batch(
     predictions: Union[Sequence[InstanceData], Mapping[str, Any]],
     gt_instances: Sequence[InstanceData],
@@ -105,14 +94,15 @@ def make_batch(
 ) -> Batch:
     """Stack the predictions and pad the ground truths of a batch of images.
 
-    Boxes may be tensors or mmdet's box types, of any dtype. Fields that are not listed, such as masks and points, reach
-    the costs that are called one image at a time as they are.
+    Boxes may be tensors or mmdet's box types, of any dtype. Fields that are not listed, such as points, reach the costs
+    that are called one image at a time as they are; so do masks that are not stacked.
 
     Args:
         predictions: For each of B images N predictions with what the costs read: ``scores`` (N, C), ``bboxes``
-            (N, 4), ``priors`` (N, 4); boxes in pixels. Or the same stacked: a mapping of these names to (B, N, .).
+            (N, 4), ``priors`` (N, 4), ``masks`` (N, ...); boxes in pixels. Or the same stacked: a mapping of these
+            names to (B, N, ...).
         gt_instances: For each image its ground truths: ``labels`` (M_i,) of any integer dtype, ``bboxes`` (M_i, 4)
-            pixels.
+            pixels, ``masks`` (M_i, ...).
         img_metas: Meta information of each image; BBoxL1Cost reads ``img_shape``.
         box_source: What the costs see as ``bboxes``: 'bboxes', 'priors', or 'auto' (priors where there are no bboxes).
         gt_instances_ignore: For each image its ignored (crowd) boxes, ``bboxes`` (I_i, 4) pixels, or None.
@@ -154,10 +144,11 @@ def make_batch(
     if bboxes is not None and gt_bboxes is not None:
         gt_mask = (gt_bboxes[..., 2:] > gt_bboxes[..., :2]).all(-1)
     else:
-        gt_mask = _real(labels, gt_labels)
+        gt_mask = real_places(labels, gt_labels)
     metas = [_with_plain_shape(meta or {}) for meta in img_metas or [None] * len(labels)]
     ignored = list(gt_instances_ignore or [None] * len(labels))
     num_gts = sum(map(len, labels))
+    masks, gt_masks = stack_masks(predictions, gt_instances, dtype)
     if repeats > 1:
         gt_labels, gt_mask = gt_labels.repeat(repeats, 1), gt_mask.repeat(repeats, 1)
         gt_bboxes = None if gt_bboxes is None else gt_bboxes.repeat(repeats, 1, 1)
@@ -180,6 +171,8 @@ def make_batch(
         dtype=dtype,
         prior_format=prior_format,
         score_format=score_format,
+        masks=masks,
+        gt_masks=gt_masks,
     )
 
 
@@ -262,33 +255,6 @@ def _pad_ground_truths(
     return gt_labels, gt_bboxes.to(dtype)
 
 
-def class_labels(gt_instances: Sequence[InstanceData]) -> list[Tensor]:
-    """Labels of each image (M_i,) as int64, from any integer dtype; without objects, from any dtype.
-
-    Raises:
-        TypeError: If labels are missing or are not integers.
-        ValueError: If labels have a wrong shape.
-    """
-    found = []
-    for index, gt in enumerate(gt_instances):
-        labels = gt.get('labels')
-        if isinstance(labels, Tensor) and labels.dtype == torch.int64 and labels.dim() == 1:
-            found.append(labels)
-            continue
-        name = f'gt_instances.labels of image {index} of the batch'
-        if not isinstance(labels, Tensor):
-            raise TypeError(
-                f'{name} must be a tensor of integers, got {"none" if labels is None else type(labels).__name__}; '
-                f'gt_instances holds {sorted(gt.keys())}.'
-            )
-        if labels.dim() != 1 and labels.numel() != len(labels):
-            raise ValueError(
-                f'{name} must have shape ({len(gt)},), one class for each ground truth, got {tuple(labels.shape)}'
-            )
-        found.append(as_labels(labels, name).flatten())
-    return found
-
-
 def check_mask(name: str, mask: Any, shape: tuple[int, int]) -> None:
     """Check that a mask, None if there is none, is bool of the shape.
 
@@ -298,23 +264,6 @@ def check_mask(name: str, mask: Any, shape: tuple[int, int]) -> None:
     if mask is not None and (getattr(mask, 'shape', None) != shape or mask.dtype != torch.bool):
         came = f'{mask.dtype} of shape {tuple(mask.shape)}' if isinstance(mask, Tensor) else type(mask).__name__
         raise ValueError(f'{name} must be bool of shape {shape}, got {came}')
-
-
-def _real(of_images: Sequence[Tensor], padded: Tensor) -> Tensor:
-    """False on padding, (B, M); M is the second size of ``padded``."""
-    places = torch.arange(padded.size(1), device=padded.device)
-    return places < to_device_of(places, [len(values) for values in of_images])[:, None]
-
-
-def pad(*fields: Sequence[Tensor]) -> list[Tensor]:
-    """Pad and stack the fields of the images, (M_i, ...), to (B, M, ...); torch's pad_sequence pads one at a time."""
-    real = _real(fields[0], torch.empty(0, max(map(len, fields[0])), device=fields[0][0].device))
-    padded = []
-    for field in fields:
-        values = torch.cat(list(field))
-        mask = real.view(*real.shape, *[1] * (values.dim() - 1))
-        padded.append(values.new_zeros(*real.shape, *values.shape[1:]).masked_scatter_(mask, values))
-    return padded
 
 
 def _check_labels(gt_labels: Tensor, scores: Optional[Tensor], num_classes: Optional[int]) -> None:

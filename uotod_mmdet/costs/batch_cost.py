@@ -18,8 +18,9 @@ from .declared import reading_of_cost
 def batch_cost(match_costs: Sequence, batch: Batch) -> Tensor:
     """Sum of the match costs.
 
-    A cost that has a form for a whole batch (mmdet's ClassificationCost, FocalLossCost, BBoxL1Cost and IoUCost, ours,
-    and any cost that defines one) is computed for all images at once; any other is called one image at a time.
+    A cost that has a form for a whole batch (mmdet's ClassificationCost, FocalLossCost, BBoxL1Cost and IoUCost, its
+    costs of masks where these are stacked, ours, and any cost that defines one) is computed for all images at once; any
+    other is called one image at a time.
 
     Args:
         match_costs: mmdet match costs, or any callables of their signature.
@@ -92,6 +93,8 @@ def _missing(match_cost: Any, name: str, batch: Batch) -> str:
     name, shape = {
         'scores': ('scores', '(N, C)'),
         'gt_bboxes': ('bboxes of ground truths', '(M, 4)'),
+        'masks': ('stacked masks', '(N, P)'),
+        'gt_masks': ('masks of ground truths', '(M, P)'),
     }.get(name, (name, '(N, 4)'))
     suits = 'leave the cost out, or use a prediction-aware head'
     if name == 'priors':

@@ -17,7 +17,7 @@ class CostReading(NamedTuple):
 
     Args:
         needs: Fields of a :class:`~uotod_mmdet.costs.Batch` that must be there: 'bboxes', 'scores', 'priors',
-            'gt_bboxes'.
+            'masks', 'gt_bboxes', 'gt_masks'.
         batched: Function of the cost and the batch. It returns the costs (B, N, M), with any values on padding; or a
             CostTerm, which is computed together with the terms of other costs; or None, for a cost that is called one
             image at a time.

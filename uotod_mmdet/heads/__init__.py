@@ -6,6 +6,8 @@ from .detr_heads import ConditionalDETRHead, DABDETRHead, DeformableDETRHead, DE
 from .fcos_head import FCOSHead
 from .gfl_head import GFLHead
 from .grounding_dino_head import GroundingDINOHead
+from .mask2former_head import Mask2FormerHead
+from .maskformer_head import MaskFormerHead
 from .on_plan import on_plan
 from .retina_head import RetinaHead
 from .rtmdet_head import RTMDetHead, RTMDetSepBNHead
@@ -30,6 +32,8 @@ __all__ = [
     'RTMDetInsSepBNHead',
     'RTMDetSepBNHead',
     'GroundingDINOHead',
+    'Mask2FormerHead',
+    'MaskFormerHead',
     'RetinaHead',
     'SSDHead',
     'TOODHead',

@@ -88,6 +88,33 @@ def check_gt_bboxes(owner: str, batch: Batch) -> Tensor:
     return batch.gt_bboxes
 
 
+def check_gt_masks(owner: str, batch_gt_instances: Sequence[InstanceData], batch_img_metas: Sequence[dict]) -> None:
+    """Check that the ground truths have masks of the size of the padded images.
+
+    Raises:
+        ValueError: If not.
+    """
+    size: Optional[tuple[int, ...]] = None
+    of_what = 'the first image'
+    for index, (gts, meta) in enumerate(zip(batch_gt_instances, batch_img_metas)):
+        masks, name = gts.get('masks'), f'batch_gt_instances[{index}].masks'
+        if not isinstance(masks, Tensor) or masks.dim() != 3 or len(masks) != len(gts.labels):
+            came = tuple(masks.shape) if isinstance(masks, Tensor) else type(masks).__name__
+            raise ValueError(
+                f'{owner}: {name} must be a tensor of shape (M, H, W) with one mask for each of the '
+                f"{len(gts.labels)} labels, as the head's preprocess_gt makes it, got {came}."
+            )
+        if 'batch_input_shape' in meta:
+            size, of_what = tuple(meta['batch_input_shape'][:2]), 'the padded images'
+        height, width = size = size or tuple(masks.shape[1:])
+        if masks.shape[1:] != size:
+            raise ValueError(
+                f'{owner}: {name} are of {masks.size(1)} x {masks.size(2)} pixels, but those of {of_what} are '
+                f'{height} x {width}: pad masks as images are padded, with pad_mask=True in model.data_preprocessor '
+                '(and in a BatchFixedSizePad of its batch_augments), and resize them in the pipeline as images are.'
+            )
+
+
 def check_pair_boxes(owner: str, gt_bboxes: Tensor, **pred: Tensor) -> None:
     """:func:`~uotod_mmdet.losses.checks.check_boxes` of predictions, by the argument's name, and ground truths."""
     check_boxes(owner, **pred, **{GT_BBOXES: gt_bboxes})

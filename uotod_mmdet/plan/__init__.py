@@ -17,15 +17,19 @@ from .contract import (
     check_class_weight,
     check_classification_loss,
     check_loss,
+    check_mask_losses,
 )
 from .known_classification import faster_quality, faster_varifocal, quality_focal_rows, varifocal_rows
 from .localisation import box_losses, pair_losses
+from .masks import Comparison, MaskPairs, mask_losses
 from .pairs import MIN_WEIGHT, Pairs, check_min_weight, expand
 from .statistics import plan_statistics
 from .text_tokens import text_token_losses
 
 __all__ = [
     'MIN_WEIGHT',
+    'Comparison',
+    'MaskPairs',
     'ROWS',
     'SOFTMAX',
     'Pairs',
@@ -36,6 +40,7 @@ __all__ = [
     'check_class_weight',
     'check_classification_loss',
     'check_loss',
+    'check_mask_losses',
     'check_min_weight',
     'classification_losses',
     'copies_no_rows',
@@ -44,6 +49,7 @@ __all__ = [
     'faster_quality',
     'faster_varifocal',
     'known_classification',
+    'mask_losses',
     'pair_losses',
     'plan_statistics',
     'quality_focal_rows',

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from .classification import reading_of, sum_by_row
 
 ROWS = 6
+MASK_LOSSES = 'CrossEntropyLoss and FocalLoss, with use_sigmoid=True'
 SIGMOID = 'FocalLoss, QualityFocalLoss, VarifocalLoss and CrossEntropyLoss, with use_sigmoid=True'
 SOFTMAX = f'CrossEntropyLoss, and {SIGMOID}'
 BOX_LOSSES = (
@@ -79,6 +80,27 @@ def check_box_loss(owner: str, argument: str, loss: nn.Module) -> None:
     target = torch.cat([corner, corner + torch.linspace(30, 60, 2 * ROWS).view(ROWS, 2)], 1)
     pred = target + torch.linspace(-4, 5, 4 * ROWS).view(4, ROWS).t()
     check_loss(owner, argument, loss, pred, target, torch.linspace(0.5, 1.5, ROWS)[:, None].expand(-1, 4), BOX_LOSSES)
+
+
+def check_mask_losses(owner: str, loss_mask: nn.Module, loss_dice: nn.Module, labels: bool) -> None:
+    """Check that a plan can weigh the losses of masks.
+
+    Args:
+        owner: Whose arguments ``loss_mask`` and ``loss_dice`` the losses are, for messages.
+        loss_mask: Loss of each point of a mask.
+        loss_dice: Loss of a whole mask.
+        labels: Whether ``loss_mask`` gets one score (N, 1) and a label, 0 on the object, of each point, as in
+            MaskFormerHead; if not, it gets logits (N,) and how much of each point is of the object, as in
+            Mask2FormerHead.
+
+    Raises:
+        ValueError: If a loss does not fit.
+    """
+    logits, weight = torch.linspace(-2, 3, 8 * ROWS).view(8, ROWS).t().contiguous(), torch.linspace(0.5, 1.5, ROWS)
+    target = (logits * 7).sin().abs()
+    pred, of_points = (logits[:, :1], torch.arange(ROWS) % 2) if labels else (logits[:, 0], target[:, 0])
+    check_loss(owner, 'loss_mask', loss_mask, pred, of_points, weight, MASK_LOSSES)
+    check_loss(owner, 'loss_dice', loss_dice, logits, target, weight, 'DiceLoss')
 
 
 def check_loss(
