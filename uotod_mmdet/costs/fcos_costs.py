@@ -56,15 +56,11 @@ class RegressRangeCost(PriorCost):
 
         act_if(~on_level.any(-1).all(), complain)
         low, high = to_device_of(priors, self.regress_ranges)[on_level.to(torch.uint8).argmax(-1)].unbind(-1)
-        farthest = None
+        sides = []
         for axis in range(2):
-            point, first, last = (
-                priors[..., :, None, axis],
-                gt_bboxes[..., None, :, axis],
-                gt_bboxes[..., None, :, axis + 2],
-            )
-            side = torch.maximum(point - first, last - point)
-            farthest = side if farthest is None else torch.maximum(farthest, side)
+            point, gts = priors[..., :, None, axis], gt_bboxes[..., None, :, :]
+            sides.append(torch.maximum(point - gts[..., axis], gts[..., axis + 2] - point))
+        farthest = torch.maximum(*sides)
         outside = (farthest < low[..., None]) | (farthest > high[..., None])
         return self.weight * outside.to(priors.dtype)
 
