@@ -822,6 +822,8 @@ def detection_loss(dice: Dice) -> Case:
 HEADS = {
     'GFLHead': 'mmdet::gfl/gfl_r50_fpn_1x_coco.py',
     'RetinaHead': 'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py',
+    'RTMDetSepBNHead': 'mmdet::rtmdet/rtmdet_tiny_8xb32-300e_coco.py',
+    'YOLOXHead': 'mmdet::yolox/yolox_tiny_8xb8-300e_coco.py',
     'DETRHead': 'mmdet::detr/detr_r50_8xb2-150e_coco.py',
 }
 CLASSES = 4
@@ -869,8 +871,11 @@ def head(kind: str) -> Callable[[Dice], Case]:
             given['boxes'] = dice.floats(dice.bad_boxes(centers), grad=0.9)
         else:
             channels = 4 * (model.reg_max + 1) if kind == 'GFLHead' else 4
-            priors = model.num_base_priors
-            for field, width, scale in (('scores', model.cls_out_channels, 2.0), ('boxes', channels, 0.5)):
+            priors, levels = model.num_base_priors, model.prior_generator.num_levels
+            fields = [('scores', model.cls_out_channels, 2.0), ('boxes', channels, 0.5)]
+            if kind == 'YOLOXHead':
+                fields.append(('objectness', 1, 2.0))
+            for field, width, scale in fields:
                 dtypes = [dice.choice(*FLOATS)]
                 given[field] = [
                     dice.floats(
@@ -878,7 +883,7 @@ def head(kind: str) -> Callable[[Dice], Case]:
                         grad=0.9,
                         dtypes=dtypes,
                     )
-                    for size in (8, 4, 2, 1, 1)
+                    for size in (8, 4, 2, 1, 1)[:levels]
                 ]
         case_given = given
         counts = [dice.size(0, 1, 4) for _ in range(images)]
@@ -889,7 +894,7 @@ def head(kind: str) -> Callable[[Dice], Case]:
         metas = [dict(img_shape=shape, pad_shape=shape, batch_input_shape=(64, 64))] * images
 
         def call(head: torch.nn.Module, given: dict, metas: list[dict] = metas) -> dict:
-            outputs = given['scores'], given['boxes']
+            outputs = [given[field] for field in ('scores', 'boxes', 'objectness') if field in given]
             losses = head.loss_by_feat(*outputs, given['gts'], metas, given['ignored'])
             losses = {name: sum(v) if isinstance(v, list) else v for name, v in losses.items() if 'loss' in name}
             return {name: value.sum() for name, value in losses.items()}
@@ -912,7 +917,7 @@ def head(kind: str) -> Callable[[Dice], Case]:
 
         words = (
             f'{LOSS_WORDS}|{ASSIGNER_WORDS}|labels|boxes|bboxes|Cost|cls_scores|bbox_preds|scores|anchor|img_shape|'
-            'reg_max|all_layers_cls_scores|all_layers_bbox_preds|batch_gt_instances|num_classes|gt_instances'
+            'reg_max|objectnesses|all_layers_cls_scores|all_layers_bbox_preds|batch_gt_instances|num_classes|gt_instances'
         )
         return Case(run, given, words, formula=formula, rtol=1e-2, atol=1e-3)
 
@@ -932,6 +937,8 @@ KINDS: dict[str, tuple[float, Callable[[Dice], Case]]] = {
     'DetectionLoss': (5, detection_loss),
     'GFLHead': (1, head('GFLHead')),
     'RetinaHead': (1, head('RetinaHead')),
+    'RTMDetSepBNHead': (1, head('RTMDetSepBNHead')),
+    'YOLOXHead': (1, head('YOLOXHead')),
     'DETRHead': (2, head('DETRHead')),
 }
 

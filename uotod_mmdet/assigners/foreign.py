@@ -37,6 +37,7 @@ _OF_ONE_HEAD = {
 }
 _OF_POINTS = (DynamicSoftLabelAssigner, PointAssigner, SimOTAAssigner)
 _OF_ANCHORS = (ATSSAssigner, CenterRegionAssigner, MaxIoUAssigner, TaskAlignedAssigner, UniformAssigner)
+_OF_FLOAT32 = (DynamicSoftLabelAssigner, SimOTAAssigner)  # which write into tensors of that dtype
 _OF_PROBABILITIES = (SimOTAAssigner, TaskAlignedAssigner)
 _OF_PRIORS = (*_OF_POINTS, *_OF_ANCHORS)
 
@@ -117,6 +118,8 @@ class ForeignAssigner:
                     predictions.scores = as_logits(predictions.scores)
             elif isinstance(assigner, _OF_PROBABILITIES):
                 predictions.scores = predictions.scores.sigmoid()
+            if isinstance(assigner, _OF_FLOAT32):
+                predictions, gts = _in_float32(predictions), _in_float32(gts)
             if isinstance(assigner, UniformAssigner):
                 predictions.decoder_priors = predictions.bboxes
             elif not self.reads_boxes:
@@ -139,6 +142,15 @@ class ForeignAssigner:
             kept = gt_inds >= 0
             plan[index, inside[kept], (gt_inds[kept] - 1) % shape[2]] = 1
         return Matching(plan, None, None)
+
+
+def _in_float32(instances: InstanceData) -> InstanceData:
+    """The instances with tensors of float64 as float32."""
+    fields = {
+        name: value.float() if isinstance(value, Tensor) and value.dtype == torch.float64 else value
+        for name, value in instances.items()
+    }
+    return InstanceData(**fields)
 
 
 def batch_matcher(assigner: Any, **known: Any) -> Union[TransportAssigner, ForeignAssigner]:
@@ -176,7 +188,7 @@ def _assign(assigner: Any, predictions: InstanceData, known: dict[str, Any]) -> 
             f'{type(assigner).__name__} reads what this head does not give ({error}): predictions hold '
             f'{", ".join(sorted(predictions.keys()))}, ground truths {", ".join(sorted(known["gt_instances"].keys()))}.'
         ) from error
-    except ValueError as error:  # raised by scipy for costs that are not finite
+    except (ValueError, RuntimeError) as error:  # of scipy and torch for numbers that are not finite
         sides = dict(predictions=predictions, gt_instances=known.get('gt_instances', {}))
         for side, name, value in ((side, *field) for side, fields in sides.items() for field in fields.items()):
             if isinstance(value, Tensor) and not value.isfinite().all():
