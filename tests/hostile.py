@@ -770,7 +770,8 @@ def detection_loss(dice: Dice) -> Case:
         bg_class_position=position,
         use_hard_negative_mining=mining,
         neg_to_pos_ratio=dice.number(3.0) if mining else None,
-        min_weight=dice.number(dice.choice(1e-5, 0, 0.1)),
+        # Varifocal Loss jumps where the quality becomes 0, as that of a pair of 1e-60 does in float32.
+        min_weight=dice.number(dice.choice(1e-5, 1e-5 if 'Varifocal' in loss_cls['type'] else 0, 0.1)),
         loss_weight=dice.choice(1.0, 0.5),
     )
     low = int(position == 'first')

@@ -115,3 +115,22 @@ def test_box_losses_of_pairs_have_mmdets_gradients_at_every_size(loss, size, dty
     scale = expected.abs().max().item()
     atol = 1e-4 if dtype == torch.float32 else 1e-9
     torch.testing.assert_close(found / scale, expected / scale, rtol=1e-3, atol=atol)
+
+
+@pytest.mark.parametrize('exponent', [1e-30, 0.5, 0.99])
+@pytest.mark.parametrize('shape', [(3, 4), (24, 1)])
+@pytest.mark.parametrize('learnt_target', [False, True])
+def test_exponents_below_one_have_gradients_where_score_and_target_agree(exponent, shape, learnt_target):
+    """The slope of distance^exponent is infinite at 0; its gradient there is 0, and everywhere it is finite."""
+    for logit, quality in ((0.0, 0.5), (-200.0, 0.0), (200.0, 1.0)):
+        pred = torch.full(shape, logit, requires_grad=True)
+        target = torch.full(shape, quality, requires_grad=learnt_target)
+        for loss in (
+            ours.quality_focal_loss(pred, target, beta=exponent),
+            ours.varifocal_loss(pred, target, gamma=exponent, iou_weighted=False),
+        ):
+            assert loss.isfinite()
+            assert torch.autograd.grad(loss, pred)[0].isfinite().all()
+    close = torch.full(shape, 1e-3, dtype=torch.float64, requires_grad=True)
+    target = torch.full(shape, 0.5, dtype=torch.float64)
+    assert torch.autograd.gradcheck(lambda x: ours.quality_focal_loss(x, target, beta=exponent), close)

@@ -8,7 +8,9 @@ from mmdet.registry import MODELS
 from mmdet.structures.mask import BitmapMasks
 from mmengine.structures import InstanceData
 from test_plan_heads import IMAGE, NUM_CLASSES, SIZES, assert_same_losses, dense_outputs, ground_truths
-from test_point_heads import COSTS, MASS
+from test_point_heads import COSTS, MASS, STRATEGIES, in_training
+from tiny_masks import batch_with_masks
+from tiny_models import build, shrink_backbone
 
 CONFIG = 'mmdet::rtmdet/rtmdet-ins_tiny_8xb32-300e_coco.py'
 
@@ -109,3 +111,18 @@ def test_masks_that_do_not_fit_are_named():
     small[2].masks = small[2].masks.resize((160, 160))
     with pytest.raises(ValueError, match=r'masks of image 2 .*got \(3, 160, 160\)'):
         head.loss_by_feat(*outputs, small, metas)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('strategy', ['BalancedSinkhornAssigner', 'UnbalancedSinkhornAssigner'])
+def test_a_detector_overfits_the_masks_of_two_images_on_a_soft_plan(strategy):
+    from mmengine.hub import get_config
+    from mmengine.registry import init_default_scope
+
+    model = get_config(CONFIG).model
+    init_default_scope('mmdet')
+    shrink_backbone(model)
+    model.bbox_head.update(type='uotod_mmdet.RTMDetInsSepBNHead', num_classes=4, stacked_convs=1)
+    model.train_cfg.assigner = dict(type=f'uotod_mmdet.{strategy}', **STRATEGIES[strategy])
+    history = in_training(build(model), 70, 8e-3, batch_with_masks((3, 2), 96), 'loss_mask')
+    assert min(history[-5:]) < 0.5 * max(history), history[::7]

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from uotod_mmdet.arguments import number, switch
-from uotod_mmdet.ops import pays_in_blocks
+from uotod_mmdet.ops import pays_in_blocks, power
 from uotod_mmdet.plan import Reading, faster_quality, quality_focal_rows
 from uotod_mmdet.registry import MODELS
 
@@ -101,7 +101,7 @@ def quality_focal_loss(
         distance = soft - x.sigmoid()
     if beta % 2:  # an even power needs no absolute value
         distance = distance.abs()
-    loss = (entropy * distance.pow(beta)).sum(1)
+    loss = (entropy * power(distance, beta)).sum(1)
     return reduce_and_check(NAME, loss, pred, weight, reduction, avg_factor, faults)
 
 

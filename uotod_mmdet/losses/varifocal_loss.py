@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from uotod_mmdet.arguments import number, switch
-from uotod_mmdet.ops import pays_in_blocks
+from uotod_mmdet.ops import pays_in_blocks, power
 from uotod_mmdet.plan import Reading, faster_varifocal, varifocal_rows
 from uotod_mmdet.registry import MODELS
 
@@ -85,7 +85,7 @@ def varifocal_loss(
     distance = logits.sigmoid()
     if target.requires_grad:  # entries whose target is 0 have gradients, too
         distance = (distance - quality).abs()
-    focal = torch.where(quality > 0, positive, alpha * distance.pow(gamma))
+    focal = torch.where(quality > 0, positive, alpha * power(distance, gamma))
     loss = F.binary_cross_entropy_with_logits(logits, quality, reduction='none') * focal
     return reduce_and_check(NAME, loss, pred, weight, reduction, avg_factor, faults)
 

@@ -4,7 +4,7 @@ from .assignment import assign, one_hot_plan
 from .box_losses import gathered_box_losses
 from .deferred import act_if, is_traced, to_device_of
 from .distribution_rows import distribution_rows
-from .focal_rows import focal_rows, pays_in_blocks, softplus
+from .focal_rows import focal_rows, pays_in_blocks, power, softplus
 from .giou import giou_losses
 from .overlaps import pairwise_overlaps
 from .pair_costs import CostTerm, PairInputs, mask_pairs, pair_costs
@@ -29,6 +29,7 @@ __all__ = [
     'pair_costs',
     'pairwise_overlaps',
     'pays_in_blocks',
+    'power',
     'sinkhorn',
     'softmax_rows',
     'softplus',

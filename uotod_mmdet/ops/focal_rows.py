@@ -31,6 +31,13 @@ def softplus(x: Tensor) -> Tensor:
     return F.softplus(x, threshold=40.0 if x.dtype == torch.float64 else 20.0)
 
 
+def power(base: Tensor, exponent: float) -> Tensor:
+    """``base ** exponent`` of numbers >= 0; the gradient at 0 is 0, also where it is infinite: exponents below 1."""
+    if not 0 < exponent < 1:
+        return base.pow(exponent)
+    return torch.where(base > 0, base.clamp(min=torch.finfo(base.dtype).tiny).pow(exponent), 0)
+
+
 def pays_in_blocks(logits: Tensor) -> bool:
     """Whether :func:`focal_rows` is the faster way: not on a GPU, for which blocks are too small, nor when traced."""
     return deferred.host_may_wait(logits)
@@ -55,7 +62,7 @@ def focal_rows(
     learning = torch.is_grad_enabled()
     if not pays_in_blocks(logits) or (learning and (row_weight.requires_grad or entry_losses(entries).requires_grad)):
         # Weights or qualities that are learnt need their gradient, too.
-        losses = (row_weight[:, None] * logits.sigmoid().pow(gamma) * softplus(logits)).flatten()
+        losses = (row_weight[:, None] * power(logits.sigmoid(), gamma) * softplus(logits)).flatten()
         own = entry_losses(logits.flatten()[index]).to(losses.dtype)
         return losses.index_put((index,), own).view_as(logits).sum(1)
     slopes = None

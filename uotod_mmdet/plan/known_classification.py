@@ -6,7 +6,7 @@ import torch
 from mmdet.models.losses import CrossEntropyLoss, FocalLoss, QualityFocalLoss, VarifocalLoss
 from torch import Tensor, nn
 
-from uotod_mmdet.ops import focal_rows, pays_in_blocks, softmax_rows, softplus, to_device_of
+from uotod_mmdet.ops import focal_rows, pays_in_blocks, power, softmax_rows, softplus, to_device_of
 
 from .classification import Reading, Rows, declare_reading, keep_hardest, sum_by_row
 
@@ -27,7 +27,7 @@ def quality_focal_rows(logits: Tensor, index: Tensor, quality: Tensor, row_weigh
         distance = quality - x.sigmoid()
         if beta % 2:  # an even power needs no absolute value
             distance = distance.abs()
-        return weight * distance.pow(beta) * (softplus(x) - x * quality)
+        return weight * power(distance, beta) * (softplus(x) - x * quality)
 
     return focal_rows(logits, beta, row_weight, index, entry_losses)
 
@@ -109,7 +109,7 @@ def _faster_focal(loss: FocalLoss, rows: Rows) -> Optional[Tensor]:
 
     def entry_losses(x: Tensor) -> Tensor:
         prob = x.sigmoid()
-        return alpha * weight * (1 - prob).pow(gamma) * softplus(-x) + rest * prob.pow(gamma) * softplus(x)
+        return alpha * weight * power(1 - prob, gamma) * softplus(-x) + rest * power(prob, gamma) * softplus(x)
 
     return loss.loss_weight * focal_rows(rows.scores, gamma, (1 - alpha) * mass, index, entry_losses)
 
