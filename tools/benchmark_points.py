@@ -68,7 +68,7 @@ def batched(assigner: dict, predictions: dict, truths: list, metas: list, score_
 
 
 def points(args: argparse.Namespace) -> None:
-    """Matching of RTMDet's and YOLOX's points: the whole plan against mmdet's dynamic k, in few rounds of long calls."""
+    """Matching of RTMDet's and YOLOX's points: the whole plan against mmdet's dynamic k; few rounds of long calls."""
     args = argparse.Namespace(**{**vars(args), 'repeats': min(args.repeats, 3)})
     for count, gts in ((8, 100), (4, 500)):
         predictions, truths, metas = images(count, gts, 80, args.device)

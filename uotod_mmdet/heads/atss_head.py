@@ -46,19 +46,11 @@ class ATSSHead(DenseHead, mmdet.models.dense_heads.ATSSHead):
         batch_gt_instances_ignore: Optional[list[InstanceData]] = None,
     ) -> dict[str, Tensor]:
         """Losses of all levels together, and the plan's statistics; arguments as in mmdet."""
-        self.check_inputs(
-            batch_gt_instances,
-            batch_img_metas,
-            batch_gt_instances_ignore,
-            cls_scores,
-            bbox_preds=(bbox_preds, 4),
-            centernesses=(centernesses, 1),
-        )
+        images = batch_gt_instances, batch_img_metas, batch_gt_instances_ignore
+        self.check_inputs(*images, cls_scores, bbox_preds=(bbox_preds, 4), centernesses=(centernesses, 1))
         with torch.autocast(cls_scores[0].device.type, enabled=False):
             deltas = self.flatten(bbox_preds, 4)
-            matched = self.match(
-                cls_scores, self.decoder(deltas), batch_gt_instances, batch_img_metas, batch_gt_instances_ignore
-            )
+            matched = self.match(cls_scores, self.decoder(deltas), *images)
             pairs = matched.pairs
             pred = self.bbox_coder.decode(matched.priors, deltas.flatten(0, 1).index_select(0, pairs.rows))
             pred = get_box_tensor(pred)

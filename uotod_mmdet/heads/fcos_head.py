@@ -38,7 +38,9 @@ class FCOSHead(PointHead, mmdet.models.dense_heads.FCOSHead):
             self._check_config()
 
     def _check_config(self) -> None:
-        self.assigner = TASK_UTILS.build((self.train_cfg or {}).get('assigner', self.geometric_rule()))
+        assigner = dict((self.train_cfg or {}).get('assigner') or self.geometric_rule())
+        assigner.pop('_delete_', None)  # of a config that replaces the assigner, of which mmdet's has none
+        self.assigner = TASK_UTILS.build(assigner)
         super()._check_config()
         values = torch.linspace(0.1, 0.9, ROWS)
         fitting = 'CrossEntropyLoss with use_sigmoid=True'
@@ -74,14 +76,8 @@ class FCOSHead(PointHead, mmdet.models.dense_heads.FCOSHead):
         batch_gt_instances_ignore: Optional[list[InstanceData]] = None,
     ) -> dict[str, Tensor]:
         """Losses of all levels together, and the plan's statistics; arguments as in mmdet."""
-        self.check_inputs(
-            batch_gt_instances,
-            batch_img_metas,
-            batch_gt_instances_ignore,
-            cls_scores,
-            bbox_preds=(bbox_preds, 4),
-            centernesses=(centernesses, 1),
-        )
+        images = batch_gt_instances, batch_img_metas, batch_gt_instances_ignore
+        self.check_inputs(*images, cls_scores, bbox_preds=(bbox_preds, 4), centernesses=(centernesses, 1))
         with torch.autocast(cls_scores[0].device.type, enabled=False):
             distances = self.flatten(bbox_preds, 4)
 
@@ -90,7 +86,7 @@ class FCOSHead(PointHead, mmdet.models.dense_heads.FCOSHead):
                 points = priors[:, :2].expand(len(distances), -1, -1)
                 return get_box_tensor(self.bbox_coder.decode(points, distances * scale))
 
-            matched = self.match(cls_scores, decode, batch_gt_instances, batch_img_metas, batch_gt_instances_ignore)
+            matched = self.match(cls_scores, decode, *images)
             pairs, points = matched.pairs, matched.priors[:, :2]
             # As in mmdet, box losses are in units of the stride under norm_on_bbox.
             target = self.bbox_coder.encode(points, matched.gt_bboxes)

@@ -81,13 +81,8 @@ class GFLHead(DenseHead, mmdet.models.dense_heads.GFLHead):
         batch_gt_instances_ignore: Optional[list[InstanceData]] = None,
     ) -> dict[str, Tensor]:
         """Losses of all levels together, and the plan's statistics; arguments as in mmdet."""
-        self.check_inputs(
-            batch_gt_instances,
-            batch_img_metas,
-            batch_gt_instances_ignore,
-            cls_scores,
-            bbox_preds=(bbox_preds, 4 * (self.reg_max + 1)),
-        )
+        images = batch_gt_instances, batch_img_metas, batch_gt_instances_ignore
+        self.check_inputs(*images, cls_scores, bbox_preds=(bbox_preds, 4 * (self.reg_max + 1)))
         with torch.autocast(cls_scores[0].device.type, enabled=False):
             corners = self.flatten(bbox_preds, 4 * (self.reg_max + 1))
             strides = torch.cat(
@@ -102,7 +97,7 @@ class GFLHead(DenseHead, mmdet.models.dense_heads.GFLHead):
                 centers = self.anchor_center(priors).expand(len(corners), -1, -1)
                 return get_box_tensor(self.bbox_coder.decode(centers, distances))
 
-            matched = self.match(cls_scores, decode, batch_gt_instances, batch_img_metas, batch_gt_instances_ignore)
+            matched = self.match(cls_scores, decode, *images)
             pairs = matched.pairs
             pair_corners = corners.flatten(0, 1).index_select(0, pairs.rows)
             # mmdet computes box losses in units of the stride.

@@ -46,18 +46,11 @@ class SSDHead(DenseHead, mmdet.models.dense_heads.SSDHead):
         batch_gt_instances_ignore: Optional[list[InstanceData]] = None,
     ) -> dict[str, Tensor]:
         """Losses of all images and levels together, and the plan's statistics; arguments as in mmdet."""
-        self.check_inputs(
-            batch_gt_instances,
-            batch_img_metas,
-            batch_gt_instances_ignore,
-            cls_scores,
-            bbox_preds=(bbox_preds, 4),
-        )
+        images = batch_gt_instances, batch_img_metas, batch_gt_instances_ignore
+        self.check_inputs(*images, cls_scores, bbox_preds=(bbox_preds, 4))
         with torch.autocast(cls_scores[0].device.type, enabled=False):
             deltas = self.flatten(bbox_preds, 4)
-            matched = self.match(
-                cls_scores, self.decoder(deltas), batch_gt_instances, batch_img_metas, batch_gt_instances_ignore
-            )
+            matched = self.match(cls_scores, self.decoder(deltas), *images)
             pairs = matched.pairs
             loss_cls = classification_losses(
                 self.loss_cls,

@@ -50,13 +50,8 @@ class TOODHead(DenseHead, mmdet.models.dense_heads.TOODHead):
         batch_gt_instances_ignore: Optional[list[InstanceData]] = None,
     ) -> dict[str, Tensor]:
         """Losses of all levels together, and the plan's statistics; arguments as in mmdet."""
-        self.check_inputs(
-            batch_gt_instances,
-            batch_img_metas,
-            batch_gt_instances_ignore,
-            cls_scores,
-            bbox_preds=(bbox_preds, 4),
-        )
+        images = batch_gt_instances, batch_img_metas, batch_gt_instances_ignore
+        self.check_inputs(*images, cls_scores, bbox_preds=(bbox_preds, 4))
         self.epoch = MessageHub.get_current_instance().get_info('epoch') or 0  # none outside a Runner
         initial = self.epoch < self.initial_epoch
         with torch.autocast(cls_scores[0].device.type, enabled=False):
@@ -70,9 +65,7 @@ class TOODHead(DenseHead, mmdet.models.dense_heads.TOODHead):
             matched = self.match(
                 cls_scores,
                 lambda _: boxes * strides,
-                batch_gt_instances,
-                batch_img_metas,
-                batch_gt_instances_ignore,
+                *images,
                 matcher=self.matcher if initial else self.alignment_matcher,
             )
             pairs = matched.pairs

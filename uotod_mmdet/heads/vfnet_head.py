@@ -57,14 +57,8 @@ class VFNetHead(DenseHead, mmdet.models.dense_heads.VFNetHead):
         batch_gt_instances_ignore: Optional[list[InstanceData]] = None,
     ) -> dict[str, Tensor]:
         """Losses of all levels together, and the plan's statistics; arguments as in mmdet."""
-        self.check_inputs(
-            batch_gt_instances,
-            batch_img_metas,
-            batch_gt_instances_ignore,
-            cls_scores,
-            bbox_preds=(bbox_preds, 4),
-            bbox_preds_refine=(bbox_preds_refine, 4),
-        )
+        images = batch_gt_instances, batch_img_metas, batch_gt_instances_ignore
+        self.check_inputs(*images, cls_scores, bbox_preds=(bbox_preds, 4), bbox_preds_refine=(bbox_preds_refine, 4))
         with torch.autocast(cls_scores[0].device.type, enabled=False):
             distances, refined = self.flatten(bbox_preds, 4), self.flatten(bbox_preds_refine, 4)
             sizes = [level.shape[-2:] for level in cls_scores]
@@ -73,9 +67,7 @@ class VFNetHead(DenseHead, mmdet.models.dense_heads.VFNetHead):
             matched = self.match(
                 cls_scores,
                 lambda priors: get_box_tensor(self.bbox_coder.decode(points.expand(len(refined), -1, -1), refined)),
-                batch_gt_instances,
-                batch_img_metas,
-                batch_gt_instances_ignore,
+                *images,
             )
             pairs, target = matched.pairs, matched.gt_bboxes
             pair_points = points[pairs.rows % len(points)]

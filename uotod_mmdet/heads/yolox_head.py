@@ -62,14 +62,8 @@ class YOLOXHead(PointHead, mmdet.models.dense_heads.YOLOXHead):
         batch_gt_instances_ignore: Optional[list[InstanceData]] = None,
     ) -> dict[str, Tensor]:
         """Losses of all levels together, and the plan's statistics; arguments as in mmdet."""
-        self.check_inputs(
-            batch_gt_instances,
-            batch_img_metas,
-            batch_gt_instances_ignore,
-            cls_scores,
-            bbox_preds=(bbox_preds, 4),
-            objectnesses=(objectnesses, 1),
-        )
+        images = batch_gt_instances, batch_img_metas, batch_gt_instances_ignore
+        self.check_inputs(*images, cls_scores, bbox_preds=(bbox_preds, 4), objectnesses=(objectnesses, 1))
         with torch.autocast(cls_scores[0].device.type, enabled=False):
             deltas, objectness = self.flatten(bbox_preds, 4), self.flatten(objectnesses, 1)
             scores = self.flatten(cls_scores, self.cls_out_channels).detach().sigmoid()
@@ -81,9 +75,7 @@ class YOLOXHead(PointHead, mmdet.models.dense_heads.YOLOXHead):
             matched = self.match(
                 cls_scores,
                 lambda _: self._bbox_decode(corners, deltas),
-                batch_gt_instances,
-                batch_img_metas,
-                batch_gt_instances_ignore,
+                *images,
                 matching_scores=(scores * objectness.detach().sigmoid()).sqrt_(),
             )
             pairs, target = matched.pairs, matched.gt_bboxes

@@ -1,28 +1,14 @@
-# RTMDet on a quarter-width ResNet-18 without pretrained weights, as gfl_tiny.py. The assigner is mmdet's default.
+# RTMDet on the backbone of gfl_tiny.py. The assigner is mmdet's default.
+_base_ = './gfl_tiny.py'
+
 norm_cfg = dict(type='BN')
 act_cfg = dict(type='SiLU', inplace=True)
 model = dict(
     type='RTMDet',
-    data_preprocessor=dict(
-        type='DetDataPreprocessor',
-        mean=[103.53, 116.28, 123.675],
-        std=[57.375, 57.12, 58.395],
-        bgr_to_rgb=False,
-        pad_size_divisor=32,
-    ),
-    backbone=dict(
-        type='ResNet',
-        depth=18,
-        base_channels=16,
-        num_stages=4,
-        out_indices=(1, 2, 3),
-        frozen_stages=-1,
-        norm_cfg=dict(type='BN', requires_grad=True),
-        norm_eval=False,
-        style='pytorch',
-        init_cfg=dict(type='Kaiming', layer='Conv2d'),
-    ),
+    data_preprocessor=dict(mean=[103.53, 116.28, 123.675], std=[57.375, 57.12, 58.395], bgr_to_rgb=False),
+    backbone=dict(out_indices=(1, 2, 3)),
     neck=dict(
+        _delete_=True,
         type='CSPNeXtPAFPN',
         in_channels=[32, 64, 128],
         out_channels=32,
@@ -32,6 +18,7 @@ model = dict(
         act_cfg=act_cfg,
     ),
     bbox_head=dict(
+        _delete_=True,
         type='RTMDetSepBNHead',
         num_classes=20,
         in_channels=32,
@@ -48,10 +35,6 @@ model = dict(
         norm_cfg=norm_cfg,
         act_cfg=act_cfg,
     ),
-    train_cfg=dict(
-        assigner=dict(type='DynamicSoftLabelAssigner', topk=13), allowed_border=-1, pos_weight=-1, debug=False
-    ),
-    test_cfg=dict(
-        nms_pre=1000, min_bbox_size=0, score_thr=0.05, nms=dict(type='nms', iou_threshold=0.65), max_per_img=100
-    ),
+    train_cfg=dict(assigner=dict(_delete_=True, type='DynamicSoftLabelAssigner', topk=13)),
+    test_cfg=dict(nms=dict(iou_threshold=0.65)),
 )
