@@ -16,6 +16,9 @@ from uotod_mmdet.registry import TASK_UTILS
 
 from .base import TransportAssigner
 
+BLOCK = 1 << 21
+"""Pairs whose overlaps are computed in one go, in whole images; 8 MB in float32."""
+
 
 def dynamic_k(batch: Batch, topq: int) -> Tensor:
     """The sum of each ground truth's largest IoUs with the predictions, at least 1, (B, M) (OTA, section 3.3)."""
@@ -24,10 +27,16 @@ def dynamic_k(batch: Batch, topq: int) -> Tensor:
             f"gt_mass='dynamic_k' needs bboxes (N, 4) of both sides; there are {batch.given()}: set gt_mass to a "
             'number.'
         )
-    overlaps = pairwise_overlaps(batch.bboxes, batch.gt_bboxes)
-    if batch.pred_mask is not None:
-        overlaps = overlaps * batch.pred_mask[:, :, None]
-    return overlaps.topk(min(topq, overlaps.size(1)), dim=1).values.sum(1).clamp(min=1)
+    num_images, num_preds, num_gts = batch.shape
+    largest = []
+    step = max(BLOCK // max(num_preds * num_gts, 1), 1)
+    for first in range(0, num_images, step):
+        images = slice(first, first + step)
+        overlaps = pairwise_overlaps(batch.bboxes[images], batch.gt_bboxes[images])
+        if batch.pred_mask is not None:
+            overlaps.mul_(batch.pred_mask[images, :, None])
+        largest.append(overlaps.topk(min(topq, num_preds), dim=1).values.sum(1))
+    return torch.cat(largest).clamp_(min=1)
 
 
 def _check_mass(name: str, value: Any) -> Union[float, str]:
