@@ -9,7 +9,7 @@ TORCH ?=
 
 help:
 	@echo 'make demo    train a tiny detector with optimal-transport matching and show its AP and pictures'
-	@echo 'make test    run the tests; ARGS="-k losses -x" goes to pytest'
+	@echo 'make test    run the tests, one process a core; ARGS="-k losses -x" goes to pytest (-n 0: one process)'
 	@echo 'make quick   run the fast tests: those that train nothing and start no other process'
 	@echo 'make lint    check style, format and types: ruff, mypy, clang-format'
 	@echo 'make sanitize  run the tests of the compiled part under the address and undefined-behaviour sanitizers'
@@ -25,7 +25,7 @@ demo: env
 	@'$(VENV)/bin/python' tools/show_run.py work_dirs/demo
 
 test: env
-	@'$(VENV)/bin/python' -m pytest $(ARGS)
+	@OMP_NUM_THREADS=1 '$(VENV)/bin/python' -m pytest -n auto --dist worksteal $(ARGS)
 
 quick: env
 	@OMP_NUM_THREADS=1 '$(VENV)/bin/python' -m pytest -m 'not slow' -n auto $(ARGS)
