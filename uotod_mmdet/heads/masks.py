@@ -31,6 +31,7 @@ from uotod_mmdet.plan import (
 )
 
 from .checks import check_floats, check_gt_masks, check_images
+from .detr_heads import named_losses
 
 
 @dataclass
@@ -174,10 +175,7 @@ class MaskHead:
             inputs = {f'all_mask_preds[{layer}]': preds for layer, preds in enumerate(layers)}
             check_finite(name, losses, dict(all_cls_scores=scores, **inputs))
             statistics = plan_statistics(pairs, batch.gt_mask, matching.num_iter, self.assigner)
-        named = {key: values[-1] for key, values in losses.items()}
-        for layer in range(num_layers - 1):
-            named.update({f'd{layer}.{key}': values[layer] for key, values in losses.items()})
-        return {**named, **statistics}
+        return {**named_losses(losses), **statistics}
 
     def _check_inputs(
         self,

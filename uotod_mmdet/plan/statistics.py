@@ -39,7 +39,7 @@ def plan_statistics(
     row_mass = pairs.row_mass
     matched = row_mass > 2 * pairs.background
     # -sum p log p of p = P / mass is the same of P, divided by the mass, plus the logarithm of the mass.
-    entropy = _entropy(pairs.background).scatter_add(0, pairs.rows, _entropy(pairs.weight))
+    entropy = torch.special.entr(pairs.background).scatter_add(0, pairs.rows, torch.special.entr(pairs.weight))
     entropy = torch.where(matched, entropy / row_mass + row_mass.log(), 0).sum() / matched.sum().clamp(min=1)
     statistics = dict(
         matched_mass=pairs.weight.sum() / images, unmatched_gts=unmatched.sum() / gts, plan_entropy=entropy
@@ -94,7 +94,3 @@ def _warn_if_too_soft(pairs: Pairs, gts: Tensor, assigner: Any) -> None:
 
     share = torch.where(mass > 2 * gts, EVERYONE, EVERYONE_ALIKE)
     act_if(soft & (carrying > share * num_preds * gts), warn)
-
-
-def _entropy(probability: Tensor) -> Tensor:
-    return -probability * probability.clamp(min=torch.finfo(probability.dtype).tiny).log()
