@@ -14,6 +14,7 @@ from mmengine.config import Config
 from mmengine.hub import get_config
 from test_sinkhorn import FIGURE_PLANS
 from test_tools import draw_cells
+from tiny_masks import tiny_config as mask_model
 from tiny_models import (
     DENSE,
     MORE_QUERY_BASED,
@@ -127,7 +128,16 @@ def shown(capsys, *arguments):
     return matrices(capsys.readouterr().out)
 
 
-@pytest.mark.parametrize('path', sorted((ROOT / 'configs/coco').glob('*.py')), ids=lambda path: path.stem)
+OF_BOXES = sorted(path for path in (ROOT / 'configs/coco').glob('*.py') if not path.name.startswith('mask2former'))
+
+
+def test_a_model_of_masks_is_refused(tmp_path, photos):
+    model = mask_model('Mask2FormerHead')
+    with pytest.raises(SystemExit, match='Mask2Former has no bbox_head with an assigner: its matching cannot be shown'):
+        show_matching.main([str(on_photos(model, photos, tmp_path / 'config.py', (64, 64))), '--text'])
+
+
+@pytest.mark.parametrize('path', OF_BOXES, ids=lambda path: path.stem)
 def test_each_coco_config_is_shown(tmp_path, capsys, photos, path):
     model = Config.fromfile(path).model
     shrink_backbone(model)

@@ -11,6 +11,7 @@ last decoder layer if there are several.
 import argparse
 import ast
 import copy
+import functools
 import sys
 from pathlib import Path
 from typing import Any, NamedTuple, Optional
@@ -24,7 +25,7 @@ import numpy as np
 import torch
 from mmdet.registry import DATASETS, MODELS, TASK_UTILS
 from mmengine.config import Config, DictAction
-from mmengine.logging import MMLogger
+from mmengine.logging import MessageHub, MMLogger
 from mmengine.registry import init_default_scope
 from mmengine.runner import load_checkpoint, set_random_seed
 from mmengine.structures import InstanceData
@@ -119,6 +120,7 @@ def record_matchings(assigner: Any) -> list[Seen]:
         assigner.match_batch = match_batch
         return seen
 
+    @functools.wraps(assigner.assign)  # our heads look at the arguments of an assigner of mmdet's
     def assign(*args: Any, **kwargs: Any) -> Any:
         result = type(assigner).assign(assigner, *args, **kwargs)
         given = [value for value in (*args, *kwargs.values()) if isinstance(value, InstanceData)]
@@ -164,6 +166,14 @@ def without_pretrained(cfg: dict) -> None:
             without_pretrained(part)
 
 
+def assigner_of(head: nn.Module) -> Any:
+    """The assigner of a head; of TOODHead that of task alignment, and its epoch is one that trains by it."""
+    if hasattr(head, 'alignment_assigner'):
+        MessageHub.get_current_instance().update_info('epoch', head.initial_epoch)
+        return head.alignment_assigner
+    return head.assigner
+
+
 def matching_of_an_image(cfg: Config, checkpoint: Optional[str], index: Optional[int]) -> tuple:
     """A training image (H, W, 3) RGB, the :class:`Seen` of the head's last layer on it, and the assigner."""
     model = build_detector(cfg, checkpoint)
@@ -177,13 +187,14 @@ def matching_of_an_image(cfg: Config, checkpoint: Optional[str], index: Optional
     else:
         where = 'no image of the training set holds' if index is None else f'image {index} does not hold'
         raise SystemExit(f'{where} an object to match; choose another --index, or look at the pipeline and metainfo')
-    matchings = record_matchings(model.bbox_head.assigner)
+    assigner = assigner_of(model.bbox_head)
+    matchings = record_matchings(assigner)
     data = model.data_preprocessor(dict(inputs=[item['inputs']], data_samples=[item['data_samples']]), True)
     with torch.no_grad():
         model(**data, mode='loss')
     # Decoder layers come in their order, and after them the proposals of a two-stage model's encoder.
     last = -2 if getattr(model.bbox_head, 'as_two_stage', False) else -1
-    return item['inputs'].permute(1, 2, 0).numpy()[:, :, ::-1], matchings[last], model.bbox_head.assigner
+    return item['inputs'].permute(1, 2, 0).numpy()[:, :, ::-1], matchings[last], assigner
 
 
 def draw_matrix(axes: plt.Axes, matrix: np.ndarray, rows: list[str], columns: list[str], name: str, top: float) -> None:

@@ -224,7 +224,7 @@ def named_losses(losses: Mapping[str, Any]) -> dict[str, Tensor]:
     """Losses of each layer, (L,) or a sequence, by mmdet's names: those of the last layer without prefix."""
     by_layer = {name: values.unbind() if isinstance(values, Tensor) else values for name, values in losses.items()}
     named = {name: values[-1] for name, values in by_layer.items()}
-    for layer in range(min(map(len, by_layer.values()), default=1) - 1):
+    for layer in range(min([len(values) for values in by_layer.values()]) - 1):
         named.update({f'd{layer}.{name}': values[layer] for name, values in by_layer.items()})
     return named
 

@@ -1,6 +1,6 @@
 # Unbalanced transport for soft training of heads of points (RTMDet, YOLOX, FCOS): the costs that RTMDet's
-# DynamicSoftLabelAssigner minimises, with the whole plan in place of its best k. Each ground truth gets five predictions'
-# worth, as in dense_soft.py.
+# DynamicSoftLabelAssigner minimises, with the whole plan in place of its best k. Each ground truth gets five
+# predictions' worth, as in dense_soft.py.
 point_soft = dict(
     _delete_=True,
     type='uotod_mmdet.UnbalancedSinkhornAssigner',
