@@ -165,6 +165,11 @@ class DenseHead:
             [full_precision(level).permute(0, 2, 3, 1).reshape(len(level), -1, channels) for level in maps], 1
         )
 
+    def strides_of(self, maps: Sequence[Tensor], like: Tensor) -> Tensor:
+        """Stride of each position of the feature maps of all levels, like ``like`` in dtype and device, (N, 1)."""
+        levels = zip(maps, self.prior_generator.strides)
+        return torch.cat([like.new_full((level.shape[2] * level.shape[3], 1), stride[0]) for level, stride in levels])
+
     def decoder(self, deltas: Tensor) -> Callable[[Tensor], Tensor]:
         """The ``decode`` of :meth:`match` for heads that predict deltas of anchors, (B, N, 4)."""
 

@@ -85,12 +85,7 @@ class GFLHead(DenseHead, mmdet.models.dense_heads.GFLHead):
         self.check_inputs(*images, cls_scores, bbox_preds=(bbox_preds, 4 * (self.reg_max + 1)))
         with torch.autocast(cls_scores[0].device.type, enabled=False):
             corners = self.flatten(bbox_preds, 4 * (self.reg_max + 1))
-            strides = torch.cat(
-                [
-                    corners.new_full((level.shape[-2] * level.shape[-1], 1), stride[0])
-                    for level, stride in zip(cls_scores, self.prior_generator.strides)
-                ]
-            )
+            strides = self.strides_of(cls_scores, corners)
 
             def decode(priors: Tensor) -> Tensor:
                 distances = self.integral(corners).view(*corners.shape[:2], 4) * strides

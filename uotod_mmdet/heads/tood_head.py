@@ -56,12 +56,7 @@ class TOODHead(DenseHead, mmdet.models.dense_heads.TOODHead):
         initial = self.epoch < self.initial_epoch
         with torch.autocast(cls_scores[0].device.type, enabled=False):
             boxes = self.flatten(bbox_preds, 4)  # in strides
-            strides = torch.cat(
-                [
-                    boxes.new_full((level.shape[-2] * level.shape[-1], 1), stride[0])
-                    for level, stride in zip(cls_scores, self.prior_generator.strides)
-                ]
-            )
+            strides = self.strides_of(cls_scores, boxes)
             matched = self.match(
                 cls_scores,
                 lambda _: boxes * strides,
