@@ -110,7 +110,7 @@ class MaskHead:
                 f'{name} trains on all predictions, weighted by the plan, and cannot sample: set train_cfg.sampler '
                 f"(now {type(self.sampler).__name__}) to dict(type='MaskPseudoSampler')."
             )
-        if reading_of(self.loss_cls).target == 'quality':
+        if reading_of(self.loss_cls).reads_quality:
             raise ValueError(
                 f'{name}: loss_cls={type(self.loss_cls).__name__} reads the IoU of boxes, which this head does not '
                 "predict: take dict(type='CrossEntropyLoss', class_weight=[...])."

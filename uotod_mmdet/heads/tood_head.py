@@ -39,6 +39,14 @@ class TOODHead(DenseHead, mmdet.models.dense_heads.TOODHead):
         check_classification_loss(
             'TOODHead', self.initial_loss_cls, self.num_classes, self.cls_out_channels, 'initial_loss_cls'
         )
+        for argument in ('loss_cls', 'initial_loss_cls'):
+            loss = getattr(self, argument)
+            if not getattr(loss, 'activated', False):
+                raise ValueError(
+                    f'TOODHead predicts probabilities, but {argument}={type(loss).__name__} takes logits: set '
+                    'activated=True in its config. Losses that fit: QualityFocalLoss and FocalLoss, and our '
+                    'MatchabilityAwareLoss, IoUAwareBCELoss and PositionSupervisedLoss, with activated=True.'
+                )
         self.alignment_matcher = self._matcher_of(self.alignment_assigner, alpha=self.alpha, beta=self.beta)
 
     def loss_by_feat(

@@ -4,13 +4,12 @@ from typing import Any, Optional
 
 import mmdet.models.dense_heads
 import torch
-from mmdet.models.losses import QualityFocalLoss, VarifocalLoss
 from mmdet.structures.bbox import bbox_overlaps, get_box_tensor
 from mmdet.utils import reduce_mean
 from mmengine.structures import InstanceData
 from torch import Tensor
 
-from uotod_mmdet.plan import classification_losses, pair_losses
+from uotod_mmdet.plan import classification_losses, pair_losses, reading_of
 from uotod_mmdet.registry import MODELS
 
 from .checks import check_pair_boxes
@@ -40,7 +39,7 @@ class VFNetHead(DenseHead, mmdet.models.dense_heads.VFNetHead):
                 'VFNetHead: use_atss=False assigns by the rules of FCOS and uses no assigner: leave it out, or take '
                 "mmdet's VFNetHead."
             )
-        if self.use_vfl and not isinstance(self.loss_cls, (QualityFocalLoss, VarifocalLoss)):
+        if self.use_vfl and not reading_of(self.loss_cls).reads_quality:
             raise ValueError(
                 f'VFNetHead: with use_vfl=True loss_cls learns the IoU, but {type(self.loss_cls).__name__} takes '
                 'labels. Losses that fit: VarifocalLoss (its own) and QualityFocalLoss; or set use_vfl=False and give '

@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Optional, Union
 
 import torch
-from mmdet.models.losses import QualityFocalLoss, VarifocalLoss
 from mmdet.structures.bbox import bbox_overlaps
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
@@ -24,6 +23,7 @@ from uotod_mmdet.plan import (
     classification_losses,
     expand,
     plan_statistics,
+    reading_of,
 )
 from uotod_mmdet.registry import MODELS, TASK_UTILS
 
@@ -49,7 +49,7 @@ class DetectionLoss(nn.Module):
     Args:
         loss_cls: Config of a classification loss. CrossEntropyLoss (softmax, ``class_weight`` one per column of the
             logits) needs a background class; sigmoid losses (FocalLoss...) need ``bg_class_position='none'``.
-            QualityFocalLoss and VarifocalLoss get the pairs' IoU as quality.
+            Losses of qualities, such as QualityFocalLoss and VarifocalLoss, get the pairs' IoU.
         loss_bbox: Config of a localisation loss, or a list of them: L1Loss, SmoothL1Loss, GIoULoss...
         assigner: Config of an assigner of ours, taken soft, or of mmdet's.
         bg_class_position: Where the logits hold the background: 'last', 'first', or 'none' where they do not.
@@ -118,7 +118,7 @@ class DetectionLoss(nn.Module):
             raise ValueError(
                 f'{NAME}: neg_to_pos_ratio={neg_to_pos_ratio} has no effect without use_hard_negative_mining=True.'
             )
-        if use_hard_negative_mining and isinstance(self.loss_cls, (QualityFocalLoss, VarifocalLoss)):
+        if use_hard_negative_mining and reading_of(self.loss_cls).reads_quality:
             raise ValueError(
                 f'{NAME}: {name} weighs hard negatives by itself and has no loss of the background apart: set '
                 'use_hard_negative_mining=False.'

@@ -17,18 +17,15 @@ from .checks import (
     Fault,
     check_pred,
     check_reduction,
-    check_tensor,
     check_weight,
     checked,
     full_precision,
-    outside,
     reduce_and_check,
-    span,
 )
+from .quality_targets import foreground_entries, probabilities_fault, read_target, spread
 from .rows import nonzero_entries, row_factor
 
 NAME = 'QualityFocalLoss'
-FORMS = 'target is a pair (label, score) of shapes (N,), (N,), or a tensor of soft targets, shaped like pred.'
 
 
 def quality_focal_loss(
@@ -68,25 +65,19 @@ def quality_focal_loss(
     x = full_precision(pred)
     faults: list[Fault] = []
     if activated:
-        illegal = outside(x, 0, 1, roundings=0)
-        faults.append((illegal, lambda: f'activated=True takes probabilities in [0, 1]; pred lies in {span(pred)}.'))
-        x = torch.where(illegal, 0.5, x)  # torch aborts the whole CUDA process on an illegal probability
-    if isinstance(target, Tensor):
-        check_tensor(NAME, 'target', target, pred.shape, FORMS)
-        faults.append((outside(target, 0, 1), lambda: f'target must lie in [0, 1]; it lies in {span(target)}.'))
-        wanted: Union[Tensor, tuple[Tensor, Tensor]] = target
-    else:
-        wanted = _label_and_score(x, target, faults)
+        faults.append(probabilities_fault(x))
+        x = torch.where(faults[0][0], 0.5, x)  # torch aborts the whole CUDA process on an illegal probability
+    wanted = read_target(NAME, x, target, faults)
 
     if not activated and pays_in_blocks(x):
         index, quality = (
-            nonzero_entries(wanted) if isinstance(wanted, Tensor) else _foreground_entries(*wanted, x.size(1))
+            nonzero_entries(wanted) if isinstance(wanted, Tensor) else foreground_entries(*wanted, x.size(1))
         )
         factor = row_factor(weight, reduction, avg_factor, x, len(x))
         rows = quality_focal_rows(x, index, quality.to(x.dtype), factor, beta)
         return checked(NAME, rows if reduction == 'none' else rows.sum(), pred, weight, avg_factor, faults)
 
-    soft = wanted.to(x.dtype) if isinstance(wanted, Tensor) else _soft_target(x, *wanted)
+    soft = wanted.to(x.dtype) if isinstance(wanted, Tensor) else spread(x, *wanted)
     if soft.requires_grad and isinstance(wanted, Tensor):
         # as in mmdet and in blocks, a dense target of 0 has no gradient
         soft = torch.where(soft > 0, soft, 0)
@@ -103,67 +94,6 @@ def quality_focal_loss(
         distance = distance.abs()
     loss = (entropy * power(distance, beta)).sum(1)
     return reduce_and_check(NAME, loss, pred, weight, reduction, avg_factor, faults)
-
-
-def _label_and_score(pred: Tensor, target: Sequence[Tensor], faults: list[Fault]) -> tuple[Tensor, Tensor]:
-    """Label and score of each row, 0 on the background; what is wrong with their values goes to ``faults``."""
-    if not isinstance(target, (tuple, list)):
-        raise TypeError(f'{NAME}: {FORMS} Got {type(target).__name__}.')
-    if len(target) != 2:
-        raise ValueError(f'{NAME}: {FORMS} Got a {type(target).__name__} of {len(target)}.')
-    rows, classes = pred.shape
-    label, score = target
-    check_tensor(NAME, 'label', label, (rows,), FORMS)
-    check_tensor(NAME, 'score', score, (rows,), FORMS)
-    faults += _label_faults(label, classes)
-
-    foreground = label < classes
-    score = torch.where(foreground, score, 0)
-    faults.append(
-        (
-            outside(score, 0, 1),
-            lambda: f'score must lie in [0, 1] on foreground rows; there it lies in {span(score[foreground])}.',
-        )
-    )
-    return label, score
-
-
-def _foreground_entries(label: Tensor, score: Tensor, classes: int) -> tuple[Tensor, Tensor]:
-    """Entries of the flattened (N, C) that have a score, and these scores."""
-    rows = (label < classes).nonzero()[:, 0]
-    return rows * classes + label[rows].long().clamp(0, classes - 1), score[rows]
-
-
-def _soft_target(pred: Tensor, label: Tensor, score: Tensor) -> Tensor:
-    """Spread labels and scores over (N, C)."""
-    # A background row writes its 0 to class C - 1, so that no rows have to be looked up.
-    column = label.long().clamp(0, pred.size(1) - 1)[:, None]
-    return pred.new_zeros(pred.shape).scatter_(1, column, score.to(pred.dtype)[:, None])
-
-
-def _label_faults(label: Tensor, classes: int) -> list[Fault]:
-    if label.dtype == torch.bool or label.is_complex():
-        raise TypeError(f'{NAME}: label must hold whole numbers in [0, {classes}]; got dtype {label.dtype}.')
-    faults = [
-        (
-            outside(label, 0, classes),
-            lambda: (
-                f'label must lie in [0, {classes}] ({classes} for background), as pred has {classes} classes; '
-                f'it lies in {span(label)}. Check num_classes of the head against the classes of the data set.'
-            ),
-        )
-    ]
-    if label.is_floating_point():
-        faults.append(
-            (
-                (label != label.floor()).any(),
-                lambda: (
-                    f'label must hold whole numbers; got fractions of dtype {label.dtype}. '
-                    'target is (label, score), in this order.'
-                ),
-            )
-        )
-    return faults
 
 
 @MODELS.register_module()

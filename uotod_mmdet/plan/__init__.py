@@ -19,7 +19,7 @@ from .contract import (
     check_loss,
     check_mask_losses,
 )
-from .known_classification import faster_quality, faster_varifocal, quality_focal_rows, varifocal_rows
+from .known_classification import entries, faster_quality, faster_varifocal, quality_focal_rows, varifocal_rows
 from .localisation import box_losses, pair_losses
 from .masks import Comparison, MaskPairs, mask_losses
 from .pairs import MIN_WEIGHT, Pairs, check_min_weight, expand
@@ -45,6 +45,7 @@ __all__ = [
     'classification_losses',
     'copies_no_rows',
     'declare_reading',
+    'entries',
     'expand',
     'faster_quality',
     'faster_varifocal',

@@ -1,7 +1,7 @@
 """Classification losses under a plan; each loss declares how it reads the plan."""
 
 from collections.abc import Callable
-from typing import NamedTuple, Optional
+from typing import Any, NamedTuple, Optional
 
 import torch
 from mmdet.models.losses import QualityFocalLoss, VarifocalLoss
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from .pairs import Pairs
 
-TARGETS, WEIGHTS = ('labels', 'quality'), ('row', 'entry')
+TARGETS, WEIGHTS = ('labels', 'quality', 'pair quality'), ('row', 'entry')
 
 
 class Rows(NamedTuple):
@@ -29,7 +29,8 @@ class Reading(NamedTuple):
     Args:
         target: 'labels': the loss gets the labels of the pairs and that of the background, with the weights of the
             plan. 'quality': the loss gets one soft target for each class, (B * N, C), the plan's mean of the qualities
-            (IoU) of the pairs of that class, with the masses of the predictions as weights.
+            (IoU) of the pairs of that class, with the masses of the predictions as weights. 'pair quality': the loss
+            gets (label, quality) of each pair, and that of the background with quality 0, with the weights of the plan.
         weight: Shape of the weight that the loss takes for N rows: 'row' (N,), or 'entry' (N, 1).
         faster: Function of the loss and :class:`Rows` that gives the losses (B * N,), ``loss_weight`` included, faster
             than calling the loss; it returns None where it does not apply.
@@ -38,6 +39,11 @@ class Reading(NamedTuple):
     target: str = 'labels'
     weight: str = 'row'
     faster: Optional[Callable[[nn.Module, Rows], Optional[Tensor]]] = None
+
+    @property
+    def reads_quality(self) -> bool:
+        """Whether the loss gets qualities, for which the predictions need boxes."""
+        return self.target != 'labels'
 
 
 _READINGS: dict[type, Reading] = {}
@@ -117,13 +123,15 @@ def classification_losses(
 
     if reading.target == 'quality':
         mass = pairs.row_mass
-        target = mean_quality(rows, mass)
-        return sum_by_row(loss(scores, target, shaped(mass), reduction_override='none'))
-    background = labels.new_full(scores.shape[:1], background_label)
+        return sum_by_row(loss(scores, mean_quality(rows, mass), shaped(mass), reduction_override='none'))
+    background: Any = labels.new_full(scores.shape[:1], background_label)
+    target: Any = labels
+    if reading.target == 'pair quality':
+        background, target = (background, scores.new_zeros(len(scores))), (labels, rows.quality().to(scores.dtype))
     losses = sum_by_row(loss(scores, background, shaped(pairs.background), reduction_override='none'))
     if num_negatives is not None:
         losses = keep_hardest(losses, num_negatives)
-    matched = sum_by_row(loss(scores[pairs.rows], labels, shaped(pairs.weight), reduction_override='none'))
+    matched = sum_by_row(loss(scores[pairs.rows], target, shaped(pairs.weight), reduction_override='none'))
     return losses.index_add(0, pairs.rows, matched.to(losses.dtype))
 
 

@@ -7,7 +7,7 @@ by its weight, and is summed and divided by ``avg_factor``. A trial works for an
 
 import copy
 import re
-from typing import Any
+from typing import Any, Union
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,10 @@ from .classification import reading_of, sum_by_row
 
 ROWS = 6
 MASK_LOSSES = 'CrossEntropyLoss and FocalLoss, with use_sigmoid=True'
-SIGMOID = 'FocalLoss, QualityFocalLoss, VarifocalLoss and CrossEntropyLoss, with use_sigmoid=True'
+SIGMOID = (
+    'FocalLoss, QualityFocalLoss, VarifocalLoss and CrossEntropyLoss, with use_sigmoid=True, and our '
+    'MatchabilityAwareLoss, IoUAwareBCELoss and PositionSupervisedLoss'
+)
 SOFTMAX = f'CrossEntropyLoss, and {SIGMOID}'
 BOX_LOSSES = (
     'L1Loss, SmoothL1Loss, BalancedL1Loss, MSELoss, IoULoss, BoundedIoULoss, GIoULoss, DIoULoss, CIoULoss, EIoULoss '
@@ -44,12 +47,14 @@ def check_classification_loss(
     labels[-1] = num_classes
     pred = torch.linspace(0.1, 0.9, ROWS * columns).view(columns, ROWS).t().contiguous()
     weight = torch.linspace(0.5, 1.5, ROWS)
-    target = labels
+    target: Any = labels
     reading = reading_of(loss)
     weight = weight if reading.weight == 'row' else weight[:, None]
     if reading.target == 'quality':
         target = torch.zeros_like(pred)
         target[torch.arange(ROWS - 1), labels[:-1].clamp(max=columns - 1)] = 0.7
+    elif reading.target == 'pair quality':
+        target = labels, torch.where(labels < num_classes, 0.7, 0.0)
     check_loss(owner, argument, loss, pred, target, weight, SIGMOID if columns == num_classes else SOFTMAX)
 
 
@@ -104,7 +109,13 @@ def check_mask_losses(owner: str, loss_mask: nn.Module, loss_dice: nn.Module, la
 
 
 def check_loss(
-    owner: str, argument: str, loss: nn.Module, pred: Tensor, target: Tensor, weight: Tensor, fitting: str
+    owner: str,
+    argument: str,
+    loss: nn.Module,
+    pred: Tensor,
+    target: Union[Tensor, tuple[Tensor, Tensor]],
+    weight: Tensor,
+    fitting: str,
 ) -> None:
     """Try a loss on the rows of ``pred``.
 
@@ -113,7 +124,7 @@ def check_loss(
         argument: Name of the argument.
         loss: The loss; a copy of it is tried.
         pred: Predictions, ROWS of them.
-        target: Their targets.
+        target: Their targets: one tensor, or labels and qualities.
         weight: Their weights, in the shape in which the head gives them.
         fitting: Names of losses that fit.
 
@@ -130,7 +141,9 @@ def check_loss(
     loss = copy.deepcopy(loss)
 
     def attempt(rows: int, factor: float, **how: Any) -> Tensor:
-        return loss(pred[:rows].clone(), target[:rows].clone(), (factor * weight[:rows]).clone(), **how)
+        targets = [values[:rows].clone() for values in (target if isinstance(target, tuple) else [target])]
+        wanted = tuple(targets) if isinstance(target, tuple) else targets[0]
+        return loss(pred[:rows].clone(), wanted, (factor * weight[:rows]).clone(), **how)
 
     try:
         with torch.no_grad():
