@@ -7,11 +7,11 @@ _hard = {'model.train_cfg.assigner.hard': True}
 _same = {'model.train_cfg.assigner.background_cost': 0.0}  # the default; written as in strategies.py, to share runs
 _losses = {
     'Quality Focal': None,  # that of the config
-    'Varifocal': dict(type='uotod_mmdet.VarifocalLoss'),
+    'Varifocal': dict(type='uotod_mmdet.VarifocalLoss', use_sigmoid=True),
     'Focal': dict(type='FocalLoss', use_sigmoid=True),
-    'Matchability-aware': dict(type='uotod_mmdet.MatchabilityAwareLoss'),
-    'IoU-aware BCE': dict(type='uotod_mmdet.IoUAwareBCELoss'),
-    'Position-supervised': dict(type='uotod_mmdet.PositionSupervisedLoss', loss_weight=6.0),
+    'Matchability-aware': dict(type='uotod_mmdet.MatchabilityAwareLoss', use_sigmoid=True),
+    'IoU-aware BCE': dict(type='uotod_mmdet.IoUAwareBCELoss', use_sigmoid=True),
+    'Position-supervised': dict(type='uotod_mmdet.PositionSupervisedLoss', use_sigmoid=True, loss_weight=6.0),
 }
 
 
