@@ -1,5 +1,5 @@
 # Which classification loss suits GFL, read hard and on the whole plan? Color Boxes, gfl_tiny_soft.py but for loss_cls
-# and the number of epochs. Each loss has the parameters of its paper; PositionSupervisedLoss the weight 6 of Stable-DINO.
+# and the number of epochs. Each loss has the parameters of its paper, PositionSupervisedLoss the weight of Stable-DINO.
 title = 'Classification losses'
 question = 'Do the losses of Align-DETR, DEIM and Stable-DINO beat Quality Focal, Varifocal and Focal Loss?'
 

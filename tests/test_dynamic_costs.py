@@ -94,7 +94,36 @@ def test_task_alignment_cost_is_its_formula(log):
     torch.testing.assert_close(found, expected)
 
 
+@pytest.mark.parametrize('rescale', [True, False])
+def test_position_modulated_cost_is_its_formula(rescale):
+    predictions, truths = image()
+    cost = dict(type='uotod_mmdet.PositionModulatedCost', weight=2.0, beta=0.7, alpha=0.3, gamma=1.5, rescale=rescale)
+    found = costs_of([cost], [(predictions, truths)])[0]
+    fit = (bbox_overlaps(predictions.bboxes, truths.bboxes, mode='giou') + 1) / 2
+    assert fit.max() < 0.99
+    fit = fit / fit.max() if rescale else fit
+    prob = predictions.scores.sigmoid()[:, truths.labels] * fit**0.7
+    expected = -0.3 * (1 - prob) ** 1.5 * prob.log() + 0.7 * prob**1.5 * (1 - prob).log()
+    torch.testing.assert_close(found, 2 * expected)
+
+
+def test_position_modulated_cost_without_modulation_is_mmdets_focal_cost():
+    predictions, truths = image()
+    cost = dict(type='uotod_mmdet.PositionModulatedCost', weight=1.7, beta=0.0)
+    found, expected = (costs_of([c], [(predictions, truths)]) for c in (cost, dict(type='FocalLossCost', weight=1.7)))
+    torch.testing.assert_close(found, expected)
+
+
+def test_high_order_cost_is_its_formula():
+    predictions, truths = image()
+    found = costs_of([dict(type='uotod_mmdet.HighOrderCost', weight=3.0)], [(predictions, truths)])[0]
+    score, overlap = predictions.scores.sigmoid()[:, truths.labels], bbox_overlaps(predictions.bboxes, truths.bboxes)
+    torch.testing.assert_close(found, -3 * score * overlap**4)
+
+
 COSTS = [
+    dict(type='uotod_mmdet.PositionModulatedCost', weight=1.4),
+    dict(type='uotod_mmdet.HighOrderCost', beta=3.0),
     dict(type='uotod_mmdet.BinaryCrossEntropyCost', weight=0.7),
     dict(type='uotod_mmdet.SoftLabelCost', weight=1.3, beta=1.0),
     dict(type='uotod_mmdet.TaskAlignmentCost'),
@@ -150,3 +179,7 @@ def test_bad_arguments_are_named():
         costs_of([dict(type='uotod_mmdet.GTAreaCost')], [(predictions, truths)])
     with pytest.raises(ValueError, match='beta must be'):
         TASK_UTILS.build(dict(type='uotod_mmdet.TaskAlignmentCost', beta=-1))
+    with pytest.raises(ValueError, match='beta must be'):
+        TASK_UTILS.build(dict(type='uotod_mmdet.HighOrderCost', beta=-1))
+    with pytest.raises(ValueError, match=r'alpha must be in \[0, 1\], got 2'):
+        TASK_UTILS.build(dict(type='uotod_mmdet.PositionModulatedCost', alpha=2))

@@ -55,6 +55,31 @@ def test_the_assigner_follows_to_the_end_of_training(by_epoch, last):
     assert runner.message_hub.get_scalar('train/reg').current() == pytest.approx(0.01)
 
 
+def test_the_mass_of_each_decoder_layer_moves():
+    schedule = hook(param='gt_mass', start=[5, 3, 1], stop=[1, 1, 1])
+    runner = runner_of({**SINKHORN, 'gt_mass': [5, 3, 1]})
+    schedule.before_train(runner)
+    for epoch, expected in ((0, [5, 3, 1]), (11, [1, 1, 1])):
+        runner.epoch = epoch
+        schedule.before_train_iter(runner, 0)
+        assert runner.model.bbox_head.assigner.gt_mass == pytest.approx(expected)
+        logged = [runner.message_hub.get_scalar(f'train/gt_mass.{layer}').current() for layer in range(3)]
+        assert logged == pytest.approx(expected)
+    assert schedule.value(5) == pytest.approx([5 - 4 * 5 / 11, 3 - 2 * 5 / 11, 1])
+
+
+def test_lists_that_do_not_fit_are_refused():
+    for start, stop in (([4, 2], [1]), (4.0, [1, 1]), ([], [])):
+        with pytest.raises(ValueError, match='start and stop must be numbers, or lists of the same length'):
+            hook(param='gt_mass', start=start, stop=stop)
+    with pytest.raises(TypeError, match=r'gt_mass of .* is \[4.0, 1.0\]: start and stop must be lists'):
+        hook(param='gt_mass', start=4, stop=1).before_train(runner_of({**SINKHORN, 'gt_mass': [4, 1]}))
+    with pytest.raises(ValueError, match=r'gt_mass\[1\] must be positive'):
+        hook(param='gt_mass', start=[4, 0], stop=[1, 1]).before_train(runner_of({**SINKHORN, 'gt_mass': [4, 1]}))
+    with pytest.raises(TypeError, match='reg must be a number'):
+        hook(start=[1, 2], stop=[1, 1]).before_train(runner_of(SINKHORN))
+
+
 def test_strategies_inside_a_weighted_sum_are_found():
     strategies = [dict(type='uotod_mmdet.UnbalancedSinkhornAssigner'), dict(type='uotod_mmdet.HungarianAssigner')]
     runner = runner_of(

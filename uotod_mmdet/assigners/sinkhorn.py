@@ -11,6 +11,7 @@ from torch import Tensor
 
 from uotod_mmdet.arguments import number, switch
 from uotod_mmdet.costs import Batch, pairwise_overlaps
+from uotod_mmdet.ops import to_device_of
 from uotod_mmdet.ot import sinkhorn, solve_with_pot
 from uotod_mmdet.registry import TASK_UTILS
 
@@ -39,7 +40,24 @@ def dynamic_k(batch: Batch, topq: int) -> Tensor:
     return torch.cat(largest).clamp_(min=1)
 
 
-def _check_mass(name: str, value: Any) -> Union[float, str]:
+def mass_by_layer(gt_mass: Sequence[float], batch: Batch) -> Tensor:
+    """Mass of each ground truth from that of each decoder layer, (B, M); a batch of one layer gets the last."""
+    if batch.num_layers not in (1, len(gt_mass)):
+        found = 'has none' if batch.num_layers is None else f'has {batch.num_layers}'
+        raise ValueError(
+            f'gt_mass={list(gt_mass)} holds one number for each decoder layer, but this head {found}: give as many as '
+            'there are layers, or one number. Only our heads of the DETR family and of masks have layers.'
+        )
+    chosen = gt_mass if batch.num_layers == len(gt_mass) else gt_mass[-1:]
+    mass = to_device_of(torch.empty(0, dtype=batch.dtype, device=batch.device), chosen)
+    return mass.repeat_interleave(len(batch.gt_mask) // len(chosen))[:, None].expand(batch.gt_mask.shape)
+
+
+def _check_mass(name: str, value: Any) -> Union[float, str, list[float]]:
+    if isinstance(value, (list, tuple)):
+        if not value:
+            raise ValueError(f'{name} must hold one number for each decoder layer, got {value!r}')
+        return [number(f'{name}[{index}]', mass, above=0) for index, mass in enumerate(value)]
     if isinstance(value, str):
         if value != 'dynamic_k':
             raise ValueError(f"{name} must be a positive number or 'dynamic_k', got {value!r}")
@@ -74,7 +92,10 @@ class BalancedSinkhornAssigner(TransportAssigner):
         num_iter: Largest number of iterations.
         tol: Stop when the mass of each prediction and ground truth is right up to this fraction of that mass.
         gt_mass: Predictions' worth of mass of a ground truth: 1 for one-to-one (as in the paper), more for dense
-            heads, or 'dynamic_k': the sum of its ``topq`` largest IoUs, at least 1 (OTA, CVPR 2021, section 3.3).
+            heads, or 'dynamic_k': the sum of its ``topq`` largest IoUs, at least 1 (OTA, CVPR 2021, section 3.3). A
+            list has a number for each decoder layer of a head of the DETR family, such as [4, 4, 2, 2, 1, 1]: many
+            predictions learn in early layers, and the last one stays free of duplicates (the mixed matching of
+            Align-DETR, https://arxiv.org/abs/2304.07527). The encoder's proposals get the last number.
         topq: See ``gt_mass``.
         solver: 'own', or 'pot' for the independent and far slower solver of POT (pip install POT), one image at a
             time in float64. 'native' is a deprecated name of 'own'.
@@ -104,7 +125,7 @@ class BalancedSinkhornAssigner(TransportAssigner):
         normalize_cost: bool = True,
         num_iter: int = 200,
         tol: float = 1e-2,
-        gt_mass: Union[float, str] = 1.0,
+        gt_mass: Union[float, str, Sequence[float]] = 1.0,
         topq: int = 20,
         solver: str = 'own',
         **kwargs: Any,
@@ -120,6 +141,8 @@ class BalancedSinkhornAssigner(TransportAssigner):
         self.solver = solver
 
     def _gt_mass(self, batch: Batch) -> Optional[Tensor]:
+        if isinstance(self.gt_mass, list):
+            return mass_by_layer(self.gt_mass, batch)
         return dynamic_k(batch, self.topq) if self.gt_mass == 'dynamic_k' else None
 
     def _solve(
@@ -144,9 +167,10 @@ class BalancedSinkhornAssigner(TransportAssigner):
         ``exists`` (B, 1): 1, or 0 for an image without predictions, which has nothing to send; ``share`` (B, 1): the
         mass of a prediction.
         """
-        worth: Union[float, str, Tensor] = self.gt_mass if gt_mass is None else gt_mass
-        if isinstance(worth, str):
-            raise ValueError("gt_mass='dynamic_k' needs the overlaps of boxes: give match() a gt_mass (B, M)")
+        worth: Union[float, str, Sequence[float], Tensor] = self.gt_mass if gt_mass is None else gt_mass
+        if not isinstance(worth, (float, Tensor)):
+            needs = 'the overlaps of boxes' if isinstance(worth, str) else "a head's decoder layers"
+            raise ValueError(f'gt_mass={worth!r} needs {needs}: give match() a gt_mass (B, M)')
         mass = gt_mask * (worth * (exists * share))
         total = mass.sum(1, keepdim=True)
         if self.background:

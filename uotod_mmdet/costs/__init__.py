@@ -6,6 +6,7 @@ from .batch import BOX_SOURCES, Batch, as_logits, make_batch
 from .batch_cost import batch_cost, costs_and_background
 from .boxes import as_tensor, float_boxes, ignored_boxes
 from .declared import CostReading, declare_cost, reading_of_cost
+from .detr_costs import HighOrderCost, PositionModulatedCost
 from .dynamic_costs import BinaryCrossEntropyCost, SoftCenterCost, SoftLabelCost, TaskAlignmentCost
 from .fcos_costs import GTAreaCost, RegressRangeCost
 from .ground_truths import as_labels, class_labels, pad
@@ -21,8 +22,10 @@ __all__ = [
     'CostReading',
     'CostTerm',
     'GTAreaCost',
+    'HighOrderCost',
     'InsideGTCost',
     'LogIoUCost',
+    'PositionModulatedCost',
     'PriorCenterCost',
     'PriorIoUCost',
     'RegressRangeCost',

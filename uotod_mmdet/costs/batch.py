@@ -39,6 +39,7 @@ class Batch(NamedTuple):
     score_format: str = 'auto'  # 'logits' or 'probabilities', as the head says; 'auto': unknown
     masks: Optional[Tensor] = None  # (B, N, P) logits at P points of each image, or at all pixels
     gt_masks: Optional[Tensor] = None  # (G, M, P) at the same points, 0 on padding; image b has those of b modulo G
+    num_layers: Optional[int] = None  # decoder layers whose images follow one another in B; None: the head has none
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -90,7 +91,7 @@ def make_batch(
     num_classes: Optional[int] = None,
     prior_format: str = 'auto',
     score_format: str = 'auto',
-    repeats: int = 1,
+    repeats: Optional[int] = None,
 ) -> Batch:
     """Stack the predictions and pad the ground truths of a batch of images.
 
@@ -112,8 +113,8 @@ def make_batch(
             callers of ``assign``, which do not say: inferred, see :func:`~uotod_mmdet.costs.prior_centers_and_sizes`.
         score_format: What the scores are: 'logits', or 'probabilities', which the costs get as logits. 'auto': unknown;
             costs take them as mmdet's do.
-        repeats: How many times the images follow one another in stacked predictions (repeats * B, N, .), as those of a
-            head's decoder layers do. All other arguments are of B images.
+        repeats: How many times the images follow one another in stacked predictions (repeats * B, N, .), once for each
+            of a head's decoder layers. All other arguments are of B images. None: once, in a head without layers.
 
     Raises:
         TypeError: If labels are not integers.
@@ -122,6 +123,7 @@ def make_batch(
     """
     labels = class_labels(gt_instances)
     num_preds, dtype, fields = _stack(predictions)
+    num_layers, repeats = repeats, repeats or 1
     _check_counts(len(labels), repeats, fields, predictions, img_metas, gt_instances_ignore)
     bboxes, scores, priors = (
         fields[name].detach().to(dtype).contiguous() if name in fields else None for name in STACKED
@@ -173,6 +175,7 @@ def make_batch(
         score_format=score_format,
         masks=masks,
         gt_masks=gt_masks,
+        num_layers=num_layers,
     )
 
 

@@ -2,7 +2,8 @@
 
 import logging
 import math
-from typing import Any, Optional
+from collections.abc import Sequence
+from typing import Any, Optional, Union
 
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
@@ -12,6 +13,8 @@ from torch import nn
 
 from uotod_mmdet.assigners import TransportAssigner
 from uotod_mmdet.registry import HOOKS
+
+Values = Union[float, Sequence[float]]
 
 MODES = {
     'linear': lambda start, stop, progress: start + (stop - start) * progress,
@@ -34,8 +37,9 @@ class AssignerScheduleHook(Hook):
             one of its parts, as in configs: 'match_costs.0.weight'. The first three are relative to the image's
             largest absolute cost in a Sinkhorn assigner with ``normalize_cost`` (the default), else in units of the
             cost.
-        start: Value in the first epoch (iteration) of the range, and before it.
-        stop: Value in the last one, and after it.
+        start: Value in the first epoch (iteration) of the range, and before it. A list for ``gt_mass`` by decoder
+            layer.
+        stop: Value in the last one, and after it; a list of the same length where ``start`` is one.
         mode: 'linear', 'cosine', or 'exponential' (equal ratios; both values positive).
         begin: First epoch (iteration), counted from 0.
         end: Epoch (iteration) after the last. None: the end of training. A range that reaches beyond that is logged.
@@ -50,8 +54,8 @@ class AssignerScheduleHook(Hook):
     def __init__(
         self,
         param: str,
-        start: float,
-        stop: float,
+        start: Values,
+        stop: Values,
         mode: str = 'linear',
         begin: int = 0,
         end: Optional[int] = None,
@@ -61,7 +65,13 @@ class AssignerScheduleHook(Hook):
             raise TypeError(f'AssignerScheduleHook: param must be the name of a number of the assigner, got {param!r}')
         if mode not in MODES:
             raise ValueError(f'AssignerScheduleHook: mode must be one of {tuple(MODES)}, got {mode!r}')
-        for name, value in (('start', start), ('stop', stop)):
+        lengths = [len(value) if isinstance(value, Sequence) else None for value in (start, stop)]
+        if lengths[0] != lengths[1] or lengths[0] == 0:
+            raise ValueError(
+                'AssignerScheduleHook: start and stop must be numbers, or lists of the same length, got '
+                f'start={start}, stop={stop}'
+            )
+        for name, value in [('start', value) for value in _all(start)] + [('stop', value) for value in _all(stop)]:
             if not math.isfinite(value):
                 raise ValueError(f'AssignerScheduleHook: {name} must be a finite number, got {value}')
             if (mode == 'exponential' or param == 'reg') and not value > 0:
@@ -109,7 +119,8 @@ class AssignerScheduleHook(Hook):
             unit = 'epochs' if self._counts_epochs else 'iterations'
             print_log(
                 f'AssignerScheduleHook: begin={self.begin}, end={self.end} reach beyond the {length} {unit} of the '
-                f'training: {self.param} ends at {self.value(length - 1):.6g} instead of {self.stop:.6g}.',
+                f'training: {self.param} ends at {_text(self.value(length - 1))} instead of '
+                f'{_text(self.stop)}.',
                 logger='current',
                 level=logging.WARNING,
             )
@@ -119,13 +130,25 @@ class AssignerScheduleHook(Hook):
         value = self.value(runner.epoch if self._counts_epochs else runner.iter)
         for owner, name in self._places:
             setattr(owner, name, value)
-        runner.message_hub.update_scalar(f'train/{self.param}', value)
+        for index, part in enumerate(_all(value)):
+            place = f'.{index}' if isinstance(value, list) else ''
+            runner.message_hub.update_scalar(f'train/{self.param}{place}', part)
 
-    def value(self, step: int) -> float:
+    def value(self, step: int) -> Union[float, list[float]]:
         """The parameter in epoch (iteration) ``step``."""
         begin, end = self._range
-        progress = (step - begin) / max(end - 1 - begin, 1)
-        return MODES[self.mode](self.start, self.stop, min(max(progress, 0.0), 1.0))
+        progress = min(max((step - begin) / max(end - 1 - begin, 1), 0.0), 1.0)
+        values = [MODES[self.mode](start, stop, progress) for start, stop in zip(_all(self.start), _all(self.stop))]
+        return values if isinstance(self.start, Sequence) else values[0]
+
+
+def _all(value: Values) -> Sequence[float]:
+    """The numbers of a value."""
+    return value if isinstance(value, Sequence) else [value]
+
+
+def _text(value: Values) -> str:
+    return ', '.join(f'{number:.6g}' for number in _all(value))
 
 
 def _assigners(model: nn.Module) -> list:
@@ -148,9 +171,15 @@ def _place(assigner: TransportAssigner, param: str) -> Optional[tuple[Any, str]]
     return (owner, name) if name in getattr(owner, '__dict__', {}) else None
 
 
-def _check_moves(owner: Any, name: str, param: str, values: tuple[float, float]) -> None:
-    """Check that the parameter is a number, and may have these values."""
+def _check_moves(owner: Any, name: str, param: str, values: tuple[Values, Values]) -> None:
+    """Check that the parameter is a number, or a list of numbers, and may have these values."""
     checks, value = getattr(owner, 'checks', {}), getattr(owner, name)
+    if isinstance(value, list) and not isinstance(values[0], Sequence):
+        raise TypeError(
+            f'AssignerScheduleHook: {param} of {type(owner).__name__} is {value}: start and stop must be lists, too'
+        )
+    if isinstance(value, list):
+        value = value[0]
     if isinstance(value, (bool, str)) or not (isinstance(value, (int, float)) or (value is None and name in checks)):
         raise TypeError(f'AssignerScheduleHook: {param} of {type(owner).__name__} is {value!r}, which is not a number.')
     for new in values:
