@@ -3,5 +3,7 @@
 from .assigner_schedule_hook import AssignerScheduleHook
 from .checkpoint_fit_hook import CheckpointFitHook
 from .dataset_fit_hook import DatasetFitHook
+from .fixed_images_hook import FixedImagesHook
+from .matching_stability_hook import MatchingStabilityHook
 
-__all__ = ['AssignerScheduleHook', 'CheckpointFitHook', 'DatasetFitHook']
+__all__ = ['AssignerScheduleHook', 'CheckpointFitHook', 'DatasetFitHook', 'FixedImagesHook', 'MatchingStabilityHook']
