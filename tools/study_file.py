@@ -15,7 +15,19 @@ ROOT = Path(__file__).resolve().parent.parent
 METRICS = tuple(
     metric + nms for nms in ('', '_without_nms') for metric in ('AP', 'AP50', 'AP75', 'AP_s', 'AP_m', 'AP_l', 'AR')
 )
-STUDY_KEYS = ('title', 'question', 'arms', 'baseline', 'data', 'seeds', 'metrics', 'claims', 'options', 'epochs')
+STUDY_KEYS = (
+    'title',
+    'question',
+    'arms',
+    'baseline',
+    'data',
+    'seeds',
+    'metrics',
+    'claims',
+    'options',
+    'epochs',
+    'curves',
+)
 ARM_KEYS = ('config', 'options', 'epochs', 'baseline', 'threads')
 FOLDER_KEYS = ('folds', 'group', 'img_scale', 'batch_size')
 DATA_KEYS = ('options', 'epochs', 'seeds', 'folder', *FOLDER_KEYS)
@@ -82,6 +94,7 @@ class Study:
     claims: list[dict]
     options: dict
     epochs: int | None
+    curves: list[str]
 
     @property
     def name(self) -> str:
@@ -231,6 +244,7 @@ def load_study(path: str | Path) -> Study:
         claims=list(content.get('claims') or []),
         options=content.get('options') or {},
         epochs=content.get('epochs'),
+        curves=list(content.get('curves') or []),
         **{key: content[key] for key in ('title', 'question', 'arms', 'baseline', 'data')},
     )
     for name, arm in study.arms.items():

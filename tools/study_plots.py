@@ -1,4 +1,4 @@
-"""Plots of a study: AP over the epochs with bands, and AP with and without NMS."""
+"""Plots of a study: AP and other curves over the epochs with bands, and AP with and without NMS."""
 
 from pathlib import Path
 
@@ -19,14 +19,15 @@ def draw_study(study: Study, results: Results, out: Path) -> None:
     bases = list(dict.fromkeys(study.baseline_of(arm) for arm in study.arms))
     groups = [[arm for arm in study.arms if study.baseline_of(arm) == base] for base in bases]
     with_nms = f'AP{SUFFIX}' in study.metrics
-    columns = len(groups) + with_nms
+    columns = len(groups) * (1 + len(study.curves)) + with_nms
     # Data sets that need one picture each stand side by side.
     shape = (len(study.data), columns) if columns > 1 else (1, len(study.data))
     size = (5.2 * shape[1], 3.9 * shape[0])
     figure, grid = plt.subplots(*shape, figsize=size, squeeze=False, constrained_layout=True)
     for row, data in zip(grid if columns > 1 else grid.T, study.data):
-        for axes, group in zip(row, groups):
-            _draw_curves(axes, results, data, group, study.baseline_of(group[0]))
+        drawn = [(group, name) for group in groups for name in (None, *study.curves)]
+        for axes, (group, name) in zip(row, drawn):
+            _draw_curves(axes, results, data, group, study.baseline_of(group[0]), name)
         if with_nms:
             _draw_nms(row[-1], results, data, list(study.arms))
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -34,11 +35,12 @@ def draw_study(study: Study, results: Results, out: Path) -> None:
     plt.close(figure)
 
 
-def _draw_curves(axes: Axes, results: Results, data: str, arms: list[str], base: str) -> None:
-    """Mean AP after each validation that all runs of an arm have, with its interval."""
+def _draw_curves(axes: Axes, results: Results, data: str, arms: list[str], base: str, name: str | None) -> None:
+    """Mean AP (None) or another curve at each place that all runs of an arm have, with its interval."""
     colors = iter(plt.get_cmap('tab10').colors * 10)
     for arm in arms:
-        curves = [dict(line['curve']) for line in done(results, arm, data).values()]
+        lines = done(results, arm, data).values()
+        curves = [dict(line['curve'] if name is None else line['curves'][name]) for line in lines]
         color = 'black' if arm == base else next(colors)
         places = sorted(set.intersection(*map(set, curves))) if curves else []
         points = [estimate([[curve[place] for curve in curves]]) for place in places]
@@ -46,7 +48,7 @@ def _draw_curves(axes: Axes, results: Results, data: str, arms: list[str], base:
         if points and points[0].low is not None:
             low, high = [max(0, point.low) for point in points], [point.high for point in points]
             axes.fill_between(places, low, high, color=color, alpha=0.13, lw=0)
-    axes.set(title=data, xlabel='epoch', ylabel='AP', ylim=(0, None))
+    axes.set(title=data, xlabel='epoch', ylabel='AP' if name is None else name, ylim=(0, None))
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
 

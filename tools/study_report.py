@@ -75,11 +75,13 @@ def _section(study: Study, out: Path) -> str:
         for name in study.data:
             text += ['', f'### {study.title}: {name}', '', *_table(study, results, name, codes)]
             text += _class_table(study, results, name)
+            text += _curve_table(study, results, name)
             if max((ap for arm in study.arms for ap in values(results, arm, name, 'AP')), default=1) < LOW_AP:
                 text += ['', f'No run reached AP {LOW_AP}: train for longer or on more images before you conclude.']
         image = Path('images') / f'evidence_{study.name}.png'
         draw_study(study, results, out / image)
-        text += ['', f'![AP over the epochs, mean and 95 % interval]({image})']
+        drawn = ' and '.join(['AP', *study.curves])
+        text += ['', f'![{drawn} over the epochs, mean and 95 % interval]({image})']
     return '\n'.join([*text, ''])
 
 
@@ -165,4 +167,26 @@ def _class_table(study: Study, results: Results, data: str) -> list[str]:
         cells = [[line['by_class'].get(name) for line in found] for name in names]
         kept = [[value for value in cell if value is not None] for cell in cells]
         text.append(f'| {arm} | ' + ' | '.join(f'{statistics.fmean(c):.3f}' if c else '-' for c in kept) + ' |')
+    return text
+
+
+def _curve_table(study: Study, results: Results, data: str) -> list[str]:
+    """Each curve's mean over the epochs, by arm, with the paired difference to the baseline."""
+    if not study.curves:
+        return []
+
+    def mean(line: dict, name: str) -> float:
+        return statistics.fmean(value for _, value in line['curves'][name])
+
+    heads = ['arm', *(head for name in study.curves for head in (name, f'{name} less baseline'))]
+    text = ['', 'Mean over the epochs:', '', '| ' + ' | '.join(heads) + ' |', '|' + ' --- |' * len(heads)]
+    for arm in study.arms:
+        base, cells = study.baseline_of(arm), [arm]
+        for name in study.curves:
+            cells.append(show(estimate([[mean(line, name) for line in done(results, arm, data).values()]])))
+            change = paired(
+                results, data, arm, base, lambda ours, theirs, name=name: mean(ours, name) - mean(theirs, name)
+            )
+            cells.append('baseline' if arm == base else show(estimate([change]), signed=True))
+        text.append('| ' + ' | '.join(cells) + ' |')
     return text

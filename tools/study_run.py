@@ -134,12 +134,28 @@ def train(study: Study, run: Run, work_dir: Path, parent: int) -> dict:
         status='done',
         epochs=validations[-1][0],
         curve=[[place, scores['AP']] for place, scores in validations],
+        **({'curves': curves_of(runner, study.curves)} if study.curves else {}),
         final={name: final[name] for name in METRICS if name in final},
         by_class=validations[-1][1]['by_class'],
         seconds_an_iteration=round(statistics.median(times), 4),
         peak_mb=round(peak),
         **device,
     )
+
+
+def curves_of(runner: Runner, names: list[str]) -> dict[str, list]:
+    """What MatchingStabilityHook found after each epoch from the second on, by its names: [epoch, value]."""
+    found = {}
+    for name in names:
+        if f'matching/{name}' not in runner.message_hub.log_scalars:
+            known = [key.removeprefix('matching/') for key in runner.message_hub.log_scalars if 'matching/' in key]
+            raise StudyError(
+                f'curves: nothing was logged as {name!r} (there are: {", ".join(known) or "none"}); add '
+                "dict(type='uotod_mmdet.MatchingStabilityHook') to the custom_hooks of each arm."
+            )
+        values = [float(value) for value in runner.message_hub.get_scalar(f'matching/{name}').data[0]]
+        found[name] = [[epoch, round(value, 4)] for epoch, value in enumerate(values, start=2)]
+    return found
 
 
 def reason_of(error: BaseException) -> str:
