@@ -63,6 +63,6 @@ setup(
         ],
         # Bounded: each version of a formatter formats a little differently.
         'lint': ['ruff>=0.17,<0.18', 'mypy>=2.4,<2.5', 'clang-format>=23,<24'],
-        'plots': ['matplotlib'],
+        'plots': ['matplotlib', 'tensorboard'],
     },
 )

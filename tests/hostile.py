@@ -250,7 +250,7 @@ def reduced(loss: Tensor, weight: Any, reduction: str, avg_factor: Any, loss_wei
     return loss * loss_weight
 
 
-def loss_call(name: str, function: Callable, options: dict, as_module: bool) -> Callable:
+def loss_call(name: str, function: Optional[Callable], options: dict, as_module: bool) -> Callable:
     def run(reduction: str, loss_weight: float, **given: Any) -> dict:
         if as_module:
             module = MODELS.get(f'uotod_mmdet.{name}')(reduction=reduction, loss_weight=loss_weight, **options)
@@ -286,7 +286,8 @@ def reduction_arguments(dice: Dice, *weight_shapes: tuple) -> dict:
 LOSS_WORDS = 'pred|target|label|score|weight|avg_factor|reduction|beta|alpha|gamma'
 
 
-def quality_focal(dice: Dice) -> Case:
+def quality_inputs(dice: Dice) -> tuple[Any, Any, int, int, bool]:
+    """Predictions, targets of either form, rows, classes, and whether predictions are probabilities."""
     rows, classes = dice.size(), dice.size(1, 2, 5, 80)
     classes = 0 if dice.bad(0.02) else classes
     activated = dice.chance(0.2)
@@ -307,6 +308,11 @@ def quality_focal(dice: Dice) -> Case:
         soft = dice.uniform(rows, classes) * (dice.uniform(rows, classes) < 0.3)
         soft = soft + 0.5 if dice.bad(0.1) else soft
         target = dice.thing(dice.floats(dice.poison(soft), grad=0.1 if dice.bad(0.1) else None))
+    return pred, target, rows, classes, activated
+
+
+def quality_focal(dice: Dice) -> Case:
+    pred, target, rows, classes, activated = quality_inputs(dice)
     beta = dice.choice(2.0, 2, 1.0, 3.0, 1.5)
     beta = dice.choice(0.5, 0, -1.0, math.nan, '2', np.float32(2), 1e30) if dice.bad(0.05) else beta
 
@@ -328,6 +334,44 @@ def quality_focal(dice: Dice) -> Case:
         'QualityFocalLoss', losses.quality_focal_loss, dict(beta=beta, activated=activated), dice.chance(0.5)
     )
     return Case(run, dict(pred=pred, target=target, **reduction_arguments(dice, (rows,))), LOSS_WORDS, formula)
+
+
+def pair_quality(dice: Dice) -> Case:
+    pred, target, rows, classes, activated = quality_inputs(dice)
+    name = dice.choice('MatchabilityAwareLoss', 'IoUAwareBCELoss', 'PositionSupervisedLoss')
+    gamma = dice.number(dice.choice(2.0, 1.5, 1.0, 3.0))
+    share, power = dice.choice(0.25, 0.6), dice.choice(2.0, 1.0)
+    options = dict(gamma=gamma, activated=activated)
+    if name == 'IoUAwareBCELoss':
+        options.update(alpha=share, tau=dice.number(1.5))
+    elif name == 'PositionSupervisedLoss':
+        options.update(alpha=share, beta=power)
+
+    def formula(pred: Tensor, target: Any, weight: Any, reduction: str, avg_factor: Any, loss_weight: float) -> dict:
+        if isinstance(target, Tensor):
+            is_pair = target > 0
+        else:
+            label, score = target
+            is_pair = F.one_hot(label.long(), classes + 1)[:, :classes] > 0
+            target = is_pair * torch.where(label < classes, score, 0)[:, None]
+        target = torch.where(is_pair, target, 0)
+        logits = pred.logit() if activated else pred
+        prob, factors = logits.sigmoid(), (1.0, 1.0)
+        if name == 'MatchabilityAwareLoss':
+            target = target.pow(float(gamma))
+        elif name == 'IoUAwareBCELoss':
+            target = (prob.pow(share) * target.pow(1 - share)).detach().clamp(min=0.01)
+        else:
+            target = target.pow(power)
+            factors = share * (target - prob).abs().pow(float(gamma)), 1 - share
+        positive = factors[0] * (F.softplus(logits) - logits * target)
+        negative = factors[1] * prob.pow(float(gamma)) * F.softplus(logits)
+        loss = torch.where(is_pair, positive, negative).sum(1)
+        return dict(loss=reduced(loss, weight, reduction, avg_factor, loss_weight))
+
+    run = loss_call(name, None, options, as_module=True)
+    words = f'{LOSS_WORDS}|tau'
+    return Case(run, dict(pred=pred, target=target, **reduction_arguments(dice, (rows,))), words, formula)
 
 
 def distribution_focal(dice: Dice) -> Case:
@@ -738,6 +782,9 @@ SIGMOID_LOSSES = (
     dict(type='uotod_mmdet.QualityFocalLoss'),
     dict(type='VarifocalLoss'),
     dict(type='uotod_mmdet.VarifocalLoss'),
+    dict(type='uotod_mmdet.MatchabilityAwareLoss'),
+    dict(type='uotod_mmdet.IoUAwareBCELoss'),
+    dict(type='uotod_mmdet.PositionSupervisedLoss', loss_weight=6.0),
     dict(type='CrossEntropyLoss', use_sigmoid=True),
 )
 BOX_LOSSES = ('L1Loss', 'GIoULoss', 'SmoothL1Loss', 'IoULoss', 'DIoULoss', 'CIoULoss', 'EIoULoss', 'BoundedIoULoss')
@@ -927,6 +974,7 @@ def head(kind: str) -> Callable[[Dice], Case]:
 
 KINDS: dict[str, tuple[float, Callable[[Dice], Case]]] = {
     'QualityFocalLoss': (3, quality_focal),
+    'pair quality losses': (3, pair_quality),
     'DistributionFocalLoss': (2, distribution_focal),
     'VarifocalLoss': (3, varifocal),
     'match': (5, match),

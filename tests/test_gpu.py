@@ -9,7 +9,14 @@ from mmengine.structures import InstanceData
 from test_detection_loss import ASSIGNERS, random_case
 from test_plan_heads import CONFIGS, DENSE, dense_outputs, detr_outputs, ground_truths, head_config, soft
 
-from uotod_mmdet.losses import DistributionFocalLoss, QualityFocalLoss, VarifocalLoss
+from uotod_mmdet.losses import (
+    DistributionFocalLoss,
+    IoUAwareBCELoss,
+    MatchabilityAwareLoss,
+    PositionSupervisedLoss,
+    QualityFocalLoss,
+    VarifocalLoss,
+)
 from uotod_mmdet.ops import deferred
 from uotod_mmdet.ot import sinkhorn
 from uotod_mmdet.registry import MODELS, TASK_UTILS
@@ -182,7 +189,17 @@ def test_assign_is_that_of_the_cpu(assigner):
 
 
 @pytest.mark.parametrize('dtype', [torch.float64, torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize('loss', [QualityFocalLoss, VarifocalLoss, DistributionFocalLoss])
+@pytest.mark.parametrize(
+    'loss',
+    [
+        QualityFocalLoss,
+        VarifocalLoss,
+        DistributionFocalLoss,
+        MatchabilityAwareLoss,
+        IoUAwareBCELoss,
+        PositionSupervisedLoss,
+    ],
+)
 def test_losses_are_those_of_the_cpu(loss, dtype):
     generator = torch.Generator().manual_seed(0)
     rows, columns = 40, 9

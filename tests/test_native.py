@@ -14,7 +14,7 @@ from mmengine.structures import InstanceData
 from scipy.optimize import linear_sum_assignment
 
 from uotod_mmdet.costs import batch_cost, costs_and_background, make_batch
-from uotod_mmdet.losses import DistributionFocalLoss
+from uotod_mmdet.losses import DistributionFocalLoss, MatchabilityAwareLoss, PositionSupervisedLoss
 from uotod_mmdet.ops import native
 from uotod_mmdet.ops.assignment import KERNEL as ASSIGN
 from uotod_mmdet.ops.box_losses import KERNEL as BOX_LOSSES
@@ -237,8 +237,10 @@ def assert_all_close(found, expected):
         FocalLoss(gamma=2.0),
         FocalLoss(gamma=1.5, alpha=0.4),
         QualityFocalLoss(beta=2.0),
+        MatchabilityAwareLoss(),
+        PositionSupervisedLoss(),
     ],
-    ids=['softmax', 'weighted softmax', 'focal', 'focal 1.5', 'quality'],
+    ids=['softmax', 'weighted softmax', 'focal', 'focal 1.5', 'quality', 'matchability-aware', 'position-supervised'],
 )
 def test_classification_losses_are_those_of_the_torch_code(both, loss, classes):
     generator = torch.Generator().manual_seed(classes)

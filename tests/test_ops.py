@@ -216,6 +216,10 @@ def loss_inputs() -> dict[str, tuple]:
         'QualityFocalLoss, soft target': (pred, soft),
         'DistributionFocalLoss': (pred, 4 * score),
         'VarifocalLoss': (pred, soft),
+        'MatchabilityAwareLoss': (pred, (label, score)),
+        'IoUAwareBCELoss': (pred, (label, score)),
+        'PositionSupervisedLoss': (pred, (label, score)),
+        'PositionSupervisedLoss, soft target': (pred, soft),
     }
 
 
@@ -246,6 +250,9 @@ def detr_inputs() -> tuple:
         dict(type='FocalLoss', use_sigmoid=True),
         dict(type='uotod_mmdet.QualityFocalLoss'),
         dict(type='uotod_mmdet.VarifocalLoss'),
+        dict(type='uotod_mmdet.MatchabilityAwareLoss'),
+        dict(type='uotod_mmdet.IoUAwareBCELoss'),
+        dict(type='uotod_mmdet.PositionSupervisedLoss'),
     ],
     ids=lambda config: config['type'],
 )

@@ -1,4 +1,4 @@
-"""Benchmark of the quality losses against mmdet's."""
+"""Benchmark of the quality losses against mmdet's, and of those that mmdet lacks against our VarifocalLoss."""
 
 import argparse
 from functools import partial
@@ -12,7 +12,7 @@ import uotod_mmdet.losses as ours
 
 
 def losses(args: argparse.Namespace) -> None:
-    """QFL and VFL at 67200 x 80, DFL at 40000 x 17, forward + backward, against mmdet's."""
+    """QFL, VFL at 67200 x 80, DFL at 40000 x 17, forward + backward, against mmdet's; losses of pairs against VFL."""
     generator = torch.Generator().manual_seed(0)
     rows, classes = 67200, 80
     logits = (torch.randn(rows, classes, generator=generator) - 3).to(args.device).requires_grad_()
@@ -40,3 +40,9 @@ def losses(args: argparse.Namespace) -> None:
         if pred is logits:
             calls['sigmoid alone'] = lambda: torch.autograd.grad(logits.sigmoid().sum(), logits)
         compare(f'{name}, {" x ".join(map(str, pred.shape))}, forward + backward', calls, args)
+    of_pairs = ('MatchabilityAwareLoss', 'IoUAwareBCELoss', 'PositionSupervisedLoss')
+    calls = {'ours, VarifocalLoss': partial(step, ours.VarifocalLoss(), logits, quality)}
+    for name in of_pairs:
+        calls[f'ours, {name}'] = partial(step, getattr(ours, name)(), logits, (label, score))
+        calls[f'ours, {name}, dense target'] = partial(step, getattr(ours, name)(), logits, quality)
+    compare(f'Losses of pairs, {rows} x {classes}, forward + backward', calls, args)

@@ -1,4 +1,9 @@
-"""Train a detector: ``python tools/train.py CONFIG [flags]``, the flags being those of mmdet's own tool."""
+"""Train a detector: ``python tools/train.py CONFIG [flags]``, the flags being those of mmdet's own tool and two more.
+
+    python tools/train.py CONFIG --watch --tensorboard
+
+draws and logs how a few training images are matched, and writes everything for TensorBoard, too.
+"""
 
 import argparse
 
@@ -10,6 +15,7 @@ from mmengine.runner import Runner
 from uotod_mmdet.launch import (
     add_common_arguments,
     add_custom_hook,
+    add_tensorboard,
     build_train_loop,
     end_distributed,
     existing_file,
@@ -18,7 +24,7 @@ from uotod_mmdet.launch import (
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description='Train a detector')
+    parser = argparse.ArgumentParser(description='Train a detector.')
     parser.add_argument('config', help='path of the config')
     add_common_arguments(parser)
     parser.add_argument('--amp', action='store_true', help='train in mixed precision (needs a GPU)')
@@ -30,6 +36,15 @@ def parse_args() -> argparse.Namespace:
         nargs='?',
         const='auto',
         help='go on from this checkpoint; without a path, from the latest one in the work folder',
+    )
+    parser.add_argument(
+        '--watch',
+        action='store_true',
+        help='after each epoch (1000 iterations where the loop counts those) draw how the first training image is '
+        'matched, and log how much the matching of 16 changed: PlanVisualizationHook and MatchingStabilityHook',
+    )
+    parser.add_argument(
+        '--tensorboard', action='store_true', help='also log to TensorBoard: tensorboard --logdir WORK_DIR shows it'
     )
     return parser.parse_args()
 
@@ -53,6 +68,12 @@ def main() -> None:
         cfg.load_from = None if args.resume == 'auto' else existing_file(args.resume, '--resume')
         add_custom_hook(cfg, type='uotod_mmdet.hooks.CheckpointFitHook')
     add_custom_hook(cfg, type='uotod_mmdet.hooks.DatasetFitHook')
+    if args.watch:
+        interval = 1000 if 'max_iters' in cfg.train_cfg else 1
+        for name in ('PlanVisualizationHook', 'MatchingStabilityHook'):
+            add_custom_hook(cfg, type=f'uotod_mmdet.hooks.{name}', interval=interval)
+    if args.tensorboard:
+        add_tensorboard(cfg)
 
     runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
     build_train_loop(runner)

@@ -2,6 +2,7 @@
 
 import argparse
 import atexit
+import importlib.util
 import os
 import sys
 from pathlib import Path
@@ -72,6 +73,24 @@ def add_custom_hook(cfg: Config, **hook: object) -> None:
     hooks = list(cfg.get('custom_hooks') or [])
     if not any(_class_name(present) == _class_name(hook) for present in hooks if isinstance(present, dict)):
         cfg.custom_hooks = [*hooks, hook]
+
+
+def add_tensorboard(cfg: Config) -> None:
+    """Let the visualizer of a config write for TensorBoard, too.
+
+    Raises:
+        SystemExit: If the package is not installed, or the config has no visualizer.
+    """
+    if importlib.util.find_spec('tensorboard') is None:
+        raise SystemExit('--tensorboard needs a package that is not installed: pip install tensorboard')
+    if 'visualizer' not in cfg:
+        raise SystemExit(
+            "--tensorboard needs a visualizer in the config: visualizer = dict(type='DetLocalVisualizer', "
+            "name='visualizer'), as mmdet's default_runtime.py has."
+        )
+    backends = list(cfg.visualizer.get('vis_backends') or [])
+    if not any(_class_name(backend) == 'TensorboardVisBackend' for backend in backends):
+        cfg.visualizer.vis_backends = [*backends, dict(type='TensorboardVisBackend')]
 
 
 def _class_name(cfg: dict) -> str:
