@@ -204,7 +204,8 @@ def test_each_head_of_ours_shows_the_plan_that_it_trains_on(tmp_path, photos, he
     built.bbox_head.register_forward_hook(lambda module, args, output: outputs.append(output))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(show_matching, 'build_detector', lambda cfg, checkpoint: built)
-        _, (batch, plan), _ = show_matching.matching_of_an_image(cfg, None, None)
+        _, record, _ = show_matching.matching_of_an_image(cfg, None, None)
+    batch, plan = record.batch, record.plan
     scores, num_gts = outputs[0][0], 2
     if head in DENSE:
         scores = built.bbox_head.flatten(scores, built.bbox_head.cls_out_channels)[0]

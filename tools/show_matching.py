@@ -11,10 +11,9 @@ last decoder layer if there are several.
 import argparse
 import ast
 import copy
-import functools
 import sys
 from pathlib import Path
-from typing import Any, NamedTuple, Optional
+from typing import Any, Optional
 
 import matplotlib
 
@@ -28,14 +27,13 @@ from mmengine.config import Config, DictAction
 from mmengine.logging import MessageHub, MMLogger
 from mmengine.registry import init_default_scope
 from mmengine.runner import load_checkpoint, set_random_seed
-from mmengine.structures import InstanceData
-from torch import Tensor, nn
+from torch import nn
 
 import uotod_mmdet  # noqa: F401  (registers our classes)
 from uotod_mmdet.assigners import TransportAssigner
-from uotod_mmdet.costs import Batch, make_batch
 from uotod_mmdet.hooks.checkpoint_fit_hook import check_checkpoint
 from uotod_mmdet.launch import existing_file
+from uotod_mmdet.visualization import matchings_of, why_not
 
 # De Plaen et al., CVPR 2023, Figure 1(b): cost 1 - GIoU of five predictions to ground truths A and B; background 0.8.
 PAPER_COST = [[0.61, 0.96], [1.34, 0.88], [0.88, 0.89], [0.40, 0.65], [1.11, 0.73]]
@@ -85,57 +83,6 @@ def title(text: str) -> str:
     return name.replace('Assigner', '') + ('\n' + ', '.join(shown) if shown else '')
 
 
-class Seen(NamedTuple):
-    """What a head handed to its assigner for one image, and what came back."""
-
-    batch: Batch  # of one image
-    plan: Tensor  # (N, M + 1), last column the background
-
-
-def record_matchings(assigner: Any) -> list[Seen]:
-    """Record the inputs and results of an assigner in the returned list, one entry for each image.
-
-    Our assigners are called for plans of batches, by our heads directly and by mmdet's through ``assign``; mmdet's
-    assigners for AssignResults, which are plans of zeros and ones.
-    """
-    seen = []
-    if isinstance(assigner, TransportAssigner):
-
-        def match_batch(batch: Batch, *args: Any) -> Any:
-            found = type(assigner).match_batch(assigner, batch, *args)
-            for index, gts in enumerate(batch.gt_instances):
-                mask = None if batch.pred_mask is None else batch.pred_mask[index : index + 1]
-                single = make_batch(
-                    [batch.pred_instances(index)],
-                    [gts],
-                    [batch.img_metas[index]],
-                    assigner.box_source,
-                    [batch.gt_instances_ignore[index]],
-                    mask,
-                )
-                columns = [*range(len(gts)), -1]  # without the padding
-                seen.append(Seen(single, found.plan[index][:, columns]))
-            return found
-
-        assigner.match_batch = match_batch
-        return seen
-
-    @functools.wraps(assigner.assign)  # our heads look at the arguments of an assigner of mmdet's
-    def assign(*args: Any, **kwargs: Any) -> Any:
-        result = type(assigner).assign(assigner, *args, **kwargs)
-        given = [value for value in (*args, *kwargs.values()) if isinstance(value, InstanceData)]
-        pred, gts = kwargs.get('pred_instances', given[0]), kwargs.get('gt_instances', given[1])
-        metas = [value for value in (*args, *kwargs.values()) if isinstance(value, dict)]
-        one_hot = torch.zeros(len(pred), len(gts) + 1)
-        kept = result.gt_inds >= 0
-        one_hot[kept, (result.gt_inds[kept] - 1) % (len(gts) + 1)] = 1
-        seen.append(Seen(make_batch([pred], [gts], metas or None), one_hot))
-        return result
-
-    assigner.assign = assign
-    return seen
-
-
 def build_detector(cfg: Config, checkpoint: Optional[str]) -> nn.Module:
     """The detector with the weights of the checkpoint, or random ones: pretrained weights are not downloaded."""
     cfg = copy.deepcopy(cfg.model)
@@ -148,12 +95,9 @@ def build_detector(cfg: Config, checkpoint: Optional[str]) -> nn.Module:
             check_checkpoint(model, load_checkpoint(model, existing_file(checkpoint, '--checkpoint'), 'cpu'))
         except ValueError as error:
             raise SystemExit(f'--checkpoint {checkpoint}: {error}') from error
-    if not hasattr(getattr(model, 'bbox_head', None), 'assigner'):
-        raise SystemExit(f'{type(model).__name__} has no bbox_head with an assigner: its matching cannot be shown.')
-    # Detector and head give their losses only in training; what is in them stays as in evaluation, without dropout.
-    model.eval()
-    model.training = model.bbox_head.training = True
-    model.data_preprocessor.batch_augments = None
+    refusal = why_not(model)
+    if refusal:
+        raise SystemExit(refusal)
     return model
 
 
@@ -175,7 +119,7 @@ def assigner_of(head: nn.Module) -> Any:
 
 
 def matching_of_an_image(cfg: Config, checkpoint: Optional[str], index: Optional[int]) -> tuple:
-    """A training image (H, W, 3) RGB, the :class:`Seen` of the head's last layer on it, and the assigner."""
+    """A training image (H, W, 3) RGB, the :class:`Record` of the head's last layer on it, and the assigner."""
     model = build_detector(cfg, checkpoint)
     dataset = DATASETS.build(cfg.train_dataloader.dataset)
     if index is not None and not 0 <= index < len(dataset):
@@ -188,13 +132,9 @@ def matching_of_an_image(cfg: Config, checkpoint: Optional[str], index: Optional
         where = 'no image of the training set holds' if index is None else f'image {index} does not hold'
         raise SystemExit(f'{where} an object to match; choose another --index, or look at the pipeline and metainfo')
     assigner = assigner_of(model.bbox_head)
-    matchings = record_matchings(assigner)
-    data = model.data_preprocessor(dict(inputs=[item['inputs']], data_samples=[item['data_samples']]), True)
-    with torch.no_grad():
-        model(**data, mode='loss')
-    # Decoder layers come in their order, and after them the proposals of a two-stage model's encoder.
-    last = -2 if getattr(model.bbox_head, 'as_two_stage', False) else -1
-    return item['inputs'].permute(1, 2, 0).numpy()[:, :, ::-1], matchings[last], assigner
+    (records,) = matchings_of(model, [item])
+    (record,) = (record for record in records if record.layer == 'last')
+    return item['inputs'].permute(1, 2, 0).numpy()[:, :, ::-1], record, assigner
 
 
 def draw_matrix(axes: plt.Axes, matrix: np.ndarray, rows: list[str], columns: list[str], name: str, top: float) -> None:
@@ -270,7 +210,8 @@ def main(arguments: Optional[list[str]] = None) -> int:
         cfg.merge_from_dict(args.cfg_options or {})
         init_default_scope(cfg.get('default_scope') or 'mmdet')
         set_random_seed(0)
-        image, (batch, plan), assigner = matching_of_an_image(cfg, args.checkpoint, args.index)
+        image, record, assigner = matching_of_an_image(cfg, args.checkpoint, args.index)
+        batch, plan = record.batch, record.plan
         background_cost = getattr(assigner, 'background_cost', 0.0)
         # Assigners that rank by rules of their own are shown beside the overlaps.
         match_costs = getattr(assigner, 'match_costs', None) or dict(type='IoUCost', iou_mode='giou')
