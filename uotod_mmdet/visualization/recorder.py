@@ -64,7 +64,8 @@ def matchings_of(model: Any, items: Sequence[dict], seed: int = 0) -> list[list[
 
     Returns:
         For each image a list of :class:`Record`, on the model's device: of a head of queries one for each decoder
-        layer, in their order, then that of the encoder's proposals in two-stage models; of a dense head one.
+        layer, in their order, then that of the encoder's proposals in two-stage models; of a dense head one. None of an
+        image without ground truths in heads that do not ask their assigner then, as mmdet's YOLOXHead.
 
     Raises:
         ValueError: If the matching of this detector cannot be recorded; see :func:`why_not`.
@@ -202,11 +203,7 @@ def _levels(batch: Batch, sizes: Optional[Sequence[int]]) -> Optional[Tensor]:
 def _with_layers(head: nn.Module, seen: list[Record]) -> list[Record]:
     """The records of one image with the names of their layers."""
     proposals = bool(getattr(head, 'as_two_stage', False)) and len(seen) > 1
-    names = [f'd{layer}' for layer in range(len(seen) - proposals - 1)] + ['last'] + ['enc'] * proposals
-    if not seen:
-        raise ValueError(
-            f'{type(head).__name__} computed its losses without asking its assigner: its matching cannot be shown.'
-        )
+    names = [*(f'd{layer}' for layer in range(len(seen) - proposals - 1)), 'last', *['enc'] * proposals]
     return [entry._replace(layer=name) for entry, name in zip(seen, names)]
 
 
