@@ -234,8 +234,9 @@ def draw_cost(
         title: Title; by default what it is.
     """
     used = plan[:, : cost.shape[1]] > MIN_SHOWN
-    low = float(cost.min(initial=0)) if cost.size else 0.0
-    high = float(np.quantile(cost[used], 0.9)) if used.any() else float(np.median(cost)) if cost.size else 1.0
+    pairs, matched = cost[:, : plan.shape[1] - 1], used[:, : plan.shape[1] - 1]
+    low = float(pairs.min()) if pairs.size else 0.0
+    high = float(np.quantile(pairs[matched] if matched.any() else cost, 0.9))
     span = max(1.5 * (high - low), 1e-9)
     shades = np.clip(1 - (cost - low) / span, 0, 1)
     written = used if cost.size > 200 else np.ones_like(used)
