@@ -1,13 +1,18 @@
 """Pictures that PlanVisualizationHook makes during training."""
 
+import sys
+
 import cv2
 import numpy as np
 import pytest
 import torch
 from mmdet.registry import HOOKS
-from test_tools import free_port, run_tool, scalars
+from test_tools import TOOLS, free_port, run_tool, scalars
 from tiny_models import tiny_config
 from tiny_runs import BY_ITERATION, tiny_run, train, warnings_of, without_validation
+
+sys.path.insert(0, str(TOOLS))
+from run_pictures import plan_pictures  # noqa: E402
 
 HOOK = dict(type='uotod_mmdet.PlanVisualizationHook', images=['2.png', 0])
 
@@ -61,6 +66,7 @@ def test_a_resumed_training_goes_on_with_the_right_step(tmp_path, data):
     cfg.train_cfg.max_epochs = 2
     train(cfg, work_dir, '--resume')
     of_runs = [sorted(p.name for p in run.glob('plan_*')) for run in sorted(work_dir.glob('*/vis_data/vis_image'))]
+    assert [len(steps) for steps in plan_pictures(work_dir).values()] == [3, 3]
     assert of_runs == [
         ['plan_0_0.png', 'plan_0_1.png', 'plan_2_0.png', 'plan_2_1.png'],
         ['plan_0_2.png', 'plan_2_2.png'],
