@@ -20,7 +20,7 @@ from .tags import Tags, text_color
 
 MIN_SHOWN = 0.01
 """Numbers and pairs lighter than this are left out."""
-MAX_PAIRS = 400
+MAX_DRAWN = 400
 """Boxes or positions that are drawn at most, the heaviest."""
 CELL, ROW = 0.26, 0.17
 """Width of a column and height of a row of a matrix with many, inches."""
@@ -145,7 +145,7 @@ def draw_scene(axes: Axes, image: np.ndarray, record: Record, width: float, show
         tags.put(box, name, color, 7, bold=True)
     pairs = plan[:, : len(gts)]
     matched = np.argwhere(pairs > 0.05)
-    matched = matched[np.argsort(-pairs[tuple(matched.T)], kind='stable')][:MAX_PAIRS]
+    matched = matched[np.argsort(-pairs[tuple(matched.T)], kind='stable')]
     if record.batch.priors is not None:
         what = _draw_positions(axes, record, pairs, matched, colors)
         if 'bboxes' in record.batch.pred_instances(0):
@@ -157,6 +157,7 @@ def draw_scene(axes: Axes, image: np.ndarray, record: Record, width: float, show
     else:
         what = 'predictions solid, thick and opaque by their mass'
         boxes = to_numpy(record.batch.bboxes)[0] if record.batch.bboxes is not None else np.zeros((len(plan), 4))
+        matched = matched[:MAX_DRAWN]
         for pred, gt in matched[::-1]:
             share = min(float(pairs[pred, gt]), 1.0)
             _rectangle(axes, boxes[pred], ec=colors[gt], alpha=share, lw=0.5 + 2 * share)
@@ -177,9 +178,10 @@ def _draw_positions(axes: Axes, record: Record, pairs: np.ndarray, matched: np.n
     levels = to_numpy(record.levels) if record.levels is not None else np.zeros(len(centers), dtype=int)
     mass: dict[tuple, float] = {}  # several anchors may share a position
     for pred, gt in matched:
-        key = (*centers[pred].tolist(), int(levels[pred]), int(gt))
+        key = (*centers[pred].round(2).tolist(), int(levels[pred]), int(gt))
         mass[key] = mass.get(key, 0.0) + float(pairs[pred, gt])
-    for (x, y, level, gt), held in sorted(mass.items(), key=lambda entry: (-entry[0][2], entry[1])):
+    heaviest = sorted(mass.items(), key=lambda entry: -entry[1])[:MAX_DRAWN]
+    for (x, y, level, gt), held in sorted(heaviest, key=lambda entry: (-entry[0][2], entry[1])):
         share = min(held, 1.0)
         around = [withStroke(linewidth=2, foreground='black', alpha=0.6 * share)]
         axes.plot(x, y, 'o', ms=_dot(level), mfc=colors[gt], mec='white', mew=0.7, alpha=share, path_effects=around)
