@@ -80,7 +80,7 @@ def test_a_detector_on_an_image_is_drawn(tmp_path, capsys):
     assert set(found) == {'cost', 'UnbalancedSinkhorn', 'SoftMin', 'OTA'}
     for row in found['UnbalancedSinkhorn']:
         assert sum(row) == pytest.approx(1, abs=0.06)  # reg_pred=None: every prediction gives all of itself
-    assert len(found['cost']) == 16
+    assert len(found['cost']) == 20
 
 
 @pytest.fixture(scope='module')

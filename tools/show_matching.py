@@ -15,13 +15,9 @@ import sys
 from pathlib import Path
 from typing import Any, Optional
 
-import matplotlib
-
-matplotlib.use('Agg')
-
-import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 from mmdet.registry import DATASETS, MODELS, TASK_UTILS
 from mmengine.config import Config, DictAction
 from mmengine.logging import MessageHub, MMLogger
@@ -33,7 +29,17 @@ import uotod_mmdet  # noqa: F401  (registers our classes)
 from uotod_mmdet.assigners import TransportAssigner
 from uotod_mmdet.hooks.checkpoint_fit_hook import check_checkpoint
 from uotod_mmdet.launch import existing_file
-from uotod_mmdet.visualization import matchings_of, why_not
+from uotod_mmdet.visualization import Record, matchings_of, why_not
+from uotod_mmdet.visualization.figures import (
+    ROW,
+    draw_cost,
+    draw_plan,
+    draw_scene,
+    gt_names,
+    heaviest_rows,
+    image_of,
+    matrix_width,
+)
 
 # De Plaen et al., CVPR 2023, Figure 1(b): cost 1 - GIoU of five predictions to ground truths A and B; background 0.8.
 PAPER_COST = [[0.61, 0.96], [1.34, 0.88], [0.88, 0.89], [0.40, 0.65], [1.11, 0.73]]
@@ -119,7 +125,7 @@ def assigner_of(head: nn.Module) -> Any:
 
 
 def matching_of_an_image(cfg: Config, checkpoint: Optional[str], index: Optional[int]) -> tuple:
-    """A training image (H, W, 3) RGB, the :class:`Record` of the head's last layer on it, and the assigner."""
+    """A training image as its pipeline packs it, the record of the head's last layer on it, and the assigner."""
     model = build_detector(cfg, checkpoint)
     dataset = DATASETS.build(cfg.train_dataloader.dataset)
     if index is not None and not 0 <= index < len(dataset):
@@ -134,40 +140,49 @@ def matching_of_an_image(cfg: Config, checkpoint: Optional[str], index: Optional
     assigner = assigner_of(model.bbox_head)
     (records,) = matchings_of(model, [item])
     (record,) = (record for record in records if record.layer == 'last')
-    return item['inputs'].permute(1, 2, 0).numpy()[:, :, ::-1], record, assigner
+    return item, record, assigner
 
 
-def draw_matrix(axes: plt.Axes, matrix: np.ndarray, rows: list[str], columns: list[str], name: str, top: float) -> None:
-    """A matrix as shades with its numbers."""
-    axes.imshow(matrix, cmap='Blues', vmin=min(0.0, matrix.min()), vmax=top, aspect='auto')
-    axes.set_xticks(range(len(columns)), columns, fontsize=8)
-    axes.set_yticks(range(len(rows)), rows, fontsize=8)
-    axes.set_title(name, fontsize=9)
-    if matrix.size <= 400:
-        size = 8 if matrix.shape[1] < 8 else 5
-        for (row, column), value in np.ndenumerate(matrix):
-            dark = value > 0.6 * top
-            axes.text(column, row, f'{value:.2f}', ha='center', va='center', fontsize=size, color='w' if dark else 'k')
+def draw(
+    out: Path,
+    item: Optional[dict],
+    record: Optional[Record],
+    shown: np.ndarray,
+    cost: np.ndarray,
+    plans: list[np.ndarray],
+    titles: list[str],
+) -> None:
+    """Draw the image, if there is one, the cost and the plans, (N, M + 1) all, of which rows ``shown``.
+
+    Raises:
+        SystemExit: If ``out`` cannot be written.
+    """
+    rows, columns = [str(index + 1) for index in shown], [*gt_names(cost.shape[1] - 1), 'bg']
+    height = max(3.6, ROW * len(shown) + 1.4)
+    sizes = [matrix_width(len(columns))] * (1 + len(plans))
+    if item is not None:
+        image = image_of(item)
+        sizes.insert(0, min((height - 1.3) * image.shape[1] / image.shape[0], 6.0))
+    lines = -(-len(sizes) // (3 if max(sizes) > 4 else 4))
+    parts = [part.tolist() for part in np.array_split(sizes, lines)]
+    figure = Figure(figsize=(max(map(sum, parts)), height * lines), layout='constrained')
+    panels = []
+    for line, part in zip(np.ravel(figure.subfigures(lines, 1)), parts):
+        panels += list(np.ravel(line.subplots(1, len(part), width_ratios=part)))
+    if item is not None:
+        draw_scene(panels.pop(0), image, record, sizes[0], shown)
+    draw_cost(panels.pop(0), cost[shown], plans[0][shown], rows, columns)
+    for axes, plan, name in zip(panels, plans, titles):
+        draw_plan(axes, plan[shown], rows, columns, f'mass: {name}')
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(out, dpi=110)
+    except (OSError, ValueError) as error:
+        raise SystemExit(f'--out {out} cannot be written: {error}') from error
 
 
-def draw_image(axes: plt.Axes, image: np.ndarray, gt_bboxes: np.ndarray, boxes: np.ndarray, rows: list[str]) -> None:
-    """The image with ground truths (solid) and the listed predictions (dashed)."""
-    axes.imshow(image)
-    axes.set_axis_off()
-    axes.set_title('ground truths (solid), predictions (dashed)', fontsize=9)
-    for kind, names, style, color in ((gt_bboxes, gt_names(len(gt_bboxes)), '-', 'lime'), (boxes, rows, '--', 'cyan')):
-        for (x1, y1, x2, y2), name in zip(kind, names):
-            axes.add_patch(plt.Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, ec=color, ls=style, lw=1.2))
-            axes.text(x1, y1, name, color=color, fontsize=7, va='bottom', clip_on=True)
-    axes.set(xlim=(0, image.shape[1]), ylim=(image.shape[0], 0))
-
-
-def gt_names(count: int) -> list[str]:
-    """A, B, ..., Z, then numbers."""
-    return [chr(ord('A') + index) if index < 26 else str(index) for index in range(count)]
-
-
-def print_matrix(name: str, matrix: np.ndarray, rows: list[str], columns: list[str]) -> None:
+def print_matrix(name: str, matrix: np.ndarray, rows: list[str]) -> None:
+    columns = [*gt_names(matrix.shape[1] - 1), 'bg']
     print(f'\n{name}\n' + ' ' * 8 + ''.join(f'{column:>12}' for column in columns))
     for row, values in zip(rows, matrix):
         print(f'{row:>8}' + ''.join(f'{value:12.6f}' for value in values))
@@ -190,7 +205,7 @@ def main(arguments: Optional[list[str]] = None) -> int:
         metavar='TYPE[:ARG=VALUE,...]',
         help='assigners of uotod_mmdet, such as HungarianAssigner or "BalancedSinkhornAssigner:reg=0.05"',
     )
-    parser.add_argument('--rows', type=int, default=16, help='predictions to show at most, those matched most')
+    parser.add_argument('--rows', type=int, default=20, help='predictions to show at most, those matched most')
     parser.add_argument('--text', action='store_true', help='print the numbers')
     parser.add_argument('--out', type=Path, default=Path('matching.png'), help='the picture')
     args = parser.parse_args(arguments)
@@ -199,7 +214,7 @@ def main(arguments: Optional[list[str]] = None) -> int:
     init_default_scope('mmdet')
 
     if args.config is None:
-        image, cost = None, torch.tensor(PAPER_COST, dtype=torch.float64)
+        item, record, cost = None, None, torch.tensor(PAPER_COST, dtype=torch.float64)
         background_cost = PAPER_BACKGROUND_COST
         texts = args.strategies or PAPER_STRATEGIES
         common = dict(match_costs=dict(type='IoUCost'), background_cost=background_cost)
@@ -210,7 +225,7 @@ def main(arguments: Optional[list[str]] = None) -> int:
         cfg.merge_from_dict(args.cfg_options or {})
         init_default_scope(cfg.get('default_scope') or 'mmdet')
         set_random_seed(0)
-        image, record, assigner = matching_of_an_image(cfg, args.checkpoint, args.index)
+        item, record, assigner = matching_of_an_image(cfg, args.checkpoint, args.index)
         batch, plan = record.batch, record.plan
         background_cost = getattr(assigner, 'background_cost', 0.0)
         # Assigners that rank by rules of their own are shown beside the overlaps.
@@ -221,42 +236,20 @@ def main(arguments: Optional[list[str]] = None) -> int:
         texts = [name, *(args.strategies or others)]
         strategies = [build_strategy(text, **common) for text in texts[1:]]
         plans = [plan, *(strategy.match_batch(batch).plan[0] for strategy in strategies)]
-        coster = assigner if isinstance(assigner, TransportAssigner) else build_strategy('HungarianAssigner', **common)
-        cost = type(coster).match_batch(coster, batch).cost[0]
+        cost = record.cost
+        if cost is None:
+            cost = build_strategy('HungarianAssigner', **common).match_batch(batch).cost[0]
 
-    num_gts = cost.size(1)
-    matched = torch.stack([plan[:, :num_gts].sum(1) for plan in plans])
-    matched = matched.sum(0) + len(plans) * matched[0]  # first those that the detector itself matches
-    shown = matched.topk(min(args.rows, len(cost))).indices.sort().values if image is not None else slice(None)
-    rows = [str(index + 1) for index in range(len(cost))]
-    rows = [rows[int(index)] for index in shown] if image is not None else rows
-    columns = [*gt_names(num_gts), 'bg']
-    full_cost = torch.cat([cost, torch.full_like(cost[:, :1], background_cost)], 1)[shown].numpy()
-
-    width = len(plans) + 1 + (image is not None)
-    per_row = min(width, 4)
-    figure, grid = plt.subplots(
-        -(-width // per_row), per_row, figsize=(3.6 * per_row, 3.8 * -(-width // per_row)), constrained_layout=True
-    )
-    panels = list(np.atleast_1d(grid).flat)
-    for axes in panels[width:]:
-        axes.set_axis_off()
-    if image is not None:
-        draw_image(panels.pop(0), image, batch.gt_bboxes[0].numpy(), batch.bboxes[0][shown].numpy(), rows)
-    draw_matrix(panels[0], full_cost, rows, columns, 'cost', float(np.quantile(full_cost, 0.9)) + 1e-9)
-    for axes, text, plan in zip(panels[1:], texts, plans):
-        draw_matrix(axes, plan[shown].numpy(), rows, columns, title(text), 1.0)
-    try:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(args.out, dpi=110)
-    except (OSError, ValueError) as error:
-        raise SystemExit(f'--out {args.out} cannot be written: {error}') from error
-    plt.close(figure)
+    full_cost = torch.cat([cost, torch.full_like(cost[:, :1], background_cost)], 1).numpy()
+    plans = [plan.numpy() for plan in plans]
+    shown = np.arange(len(cost))
+    if item is not None:  # first those that the detector itself matches
+        shown = heaviest_rows(sum(plans) + len(plans) * plans[0], args.rows)
+    draw(args.out, item, record, shown, full_cost, plans, [title(text) for text in texts])
 
     if args.text:
-        print_matrix('cost', full_cost, rows, columns)
-        for text, plan in zip(texts, plans):
-            print_matrix(title(text).replace('\n', ': '), plan[shown].numpy(), rows, columns)
+        for name, matrix in zip(['cost', *(title(text).replace('\n', ': ') for text in texts)], [full_cost, *plans]):
+            print_matrix(name, matrix[shown], [str(index + 1) for index in shown])
     print(f'\nPicture: {args.out}')
     return 0
 

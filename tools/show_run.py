@@ -1,7 +1,8 @@
 """Show a training run: ``python tools/show_run.py WORK_DIR`` draws its curves and detections and prints its AP.
 
-Writes ``curves.png`` (losses and AP) and ``detections.png`` (validation images with ground truth and detections side
-by side) into the work folder of a run of ``tools/train.py``.
+Writes ``curves.png`` (losses, AP, statistics of the plan) and ``detections.png`` (validation images with ground truth
+and detections side by side) into the work folder of a run of ``tools/train.py``. ``--plans`` makes an animation or a
+strip of the pictures that PlanVisualizationHook drew of each image.
 """
 
 import argparse
@@ -11,16 +12,8 @@ import warnings
 from pathlib import Path
 from typing import NamedTuple
 
-import matplotlib
-
-matplotlib.use('Agg')
-
-import cv2
-import matplotlib.pyplot as plt
-from mmdet.apis import inference_detector, init_detector
-from mmdet.registry import DATASETS
 from mmengine.config import Config
-from mmengine.registry import init_default_scope
+from run_pictures import draw_curves, draw_detections, join_plans
 
 import uotod_mmdet  # noqa: F401  (registers our classes)
 
@@ -113,67 +106,29 @@ def ap_names(val: dict[float, dict]) -> list[str]:
     return main + [name for name in names if name.endswith(('_50', '_75', 'AP50')) and name not in main]
 
 
-def draw_curves(run: Run, out: Path) -> None:
-    """Losses beside AP, over the epochs or iterations."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), constrained_layout=True)
-    for name in dict.fromkeys(name for line in run.train.values() for name in line if 'loss' in name):
-        values = [line.get(name) for line in run.train.values()]
-        left.plot(list(run.train), values, label=name, lw=2 if name == 'loss' else 1)
-    for name in ap_names(run.val):
-        right.plot(list(run.val), [line.get(name) for line in run.val.values()], 'o-', ms=3, label=name.split('/')[-1])
-    left.set(xlabel=run.unit, title='training losses', ylim=(0, None))
-    right.set(xlabel=run.unit, title='average precision on the validation images', ylim=(0, 1))
-    for axes in (left, right):
-        axes.grid(alpha=0.3)
-        if axes.lines:
-            axes.legend(fontsize=8)
-    figure.savefig(out, dpi=110)
-    plt.close(figure)
-
-
-def draw_detections(cfg: Config, checkpoint: Path, out: Path, num_images: int, score_thr: float) -> None:
-    """Validation images in two columns: ground truth, detections with their scores."""
-    init_default_scope(cfg.get('default_scope', 'mmdet'))
-    dataset = DATASETS.build(cfg.val_dataloader.dataset)
-    model = init_detector(cfg, str(checkpoint), device='cpu')
-    names = dict(enumerate(dataset.metainfo['classes']))
-    step = max(1, len(dataset) // num_images)
-    chosen = [dataset.get_data_info(index) for index in range(0, step * num_images, step)][:num_images]
-
-    figure, grid = plt.subplots(len(chosen), 2, figsize=(10, 4 * len(chosen)), squeeze=False, constrained_layout=True)
-    for info, (left, right) in zip(chosen, grid):
-        image = cv2.cvtColor(cv2.imread(info['img_path']), cv2.COLOR_BGR2RGB)
-        found = inference_detector(model, info['img_path']).pred_instances.cpu()
-        found = found[found.scores > score_thr]
-        truth = [(gt['bbox'], names[gt['bbox_label']]) for gt in info['instances']]
-        detected = [
-            (box, f'{names.get(label, label)} {score:.2f}')
-            for box, label, score in zip(found.bboxes.tolist(), found.labels.tolist(), found.scores.tolist())
-        ]
-        left.set_title(f'ground truth: {len(truth)}', fontsize=10)
-        right.set_title(f'detections with score > {score_thr}: {len(detected)}', fontsize=10)
-        for axes, boxes, color in ((left, truth, 'lime'), (right, detected, 'cyan')):
-            axes.imshow(image)
-            axes.set_axis_off()
-            for (x1, y1, x2, y2), text in boxes:
-                axes.add_patch(plt.Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, ec=color, lw=1.3))
-                axes.text(x1, y1, text, fontsize=6, va='bottom', bbox=dict(fc='black', ec='none', pad=0.8), color=color)
-    figure.savefig(out, dpi=90)
-    plt.close(figure)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('work_dir', type=Path, help='--work-dir of a run of tools/train.py')
     parser.add_argument('--checkpoint', type=Path, help='default: the last one of the run')
     parser.add_argument('--images', type=int, default=4, help='how many validation images to draw')
     parser.add_argument('--score-thr', type=float, default=0.3, help='lowest score of a detection that is drawn')
+    parser.add_argument(
+        '--plans',
+        nargs='?',
+        const='webp',
+        choices=('webp', 'gif', 'png'),
+        help='join the pictures of PlanVisualizationHook: an animation (webp, the default, or gif) or a strip (png)',
+    )
+    parser.add_argument('--width', type=int, default=1000, help='largest width of a picture of --plans, pixels')
     args = parser.parse_args()
-    if args.images < 1:
-        parser.error(f'--images must be at least 1, got {args.images}')
+    for name in ('images', 'width'):
+        if getattr(args, name) < 1:
+            parser.error(f'--{name} must be at least 1, got {getattr(args, name)}')
     if args.checkpoint and not args.checkpoint.is_file():
         raise SystemExit(f'--checkpoint {args.checkpoint} is not there.')
 
+    if args.plans:
+        print('Plans over training: ' + ', '.join(map(str, join_plans(args.work_dir, args.plans, args.width))))
     run = read_run(args.work_dir)
     names = ap_names(run.val)
     width = max(len(run.unit), 5)
@@ -182,7 +137,7 @@ def main() -> None:
         values = (f'{line[name]:.3f}' if name in line else '-' for name in names)  # -: nothing was detected
         print(f'{place:>{width}g}  ' + '  '.join(f'{value:>12}' for value in values))
 
-    draw_curves(run, args.work_dir / 'curves.png')
+    draw_curves(run.unit, run.train, run.val, names, args.work_dir / 'curves.png')
     checkpoint = args.checkpoint or last_checkpoint(args.work_dir)
     draw_detections(run.cfg, checkpoint, args.work_dir / 'detections.png', args.images, args.score_thr)
     print(f'\nPictures: {args.work_dir / "curves.png"} and {args.work_dir / "detections.png"}')
