@@ -101,7 +101,7 @@ def test_a_model_without_an_assigner_trains_on_with_one_warning(tmp_path, data):
     cfg.custom_hooks = [HOOK]
     work_dir = train(cfg, tmp_path / 'run')
     (warning,) = [line for line in warnings_of(work_dir) if 'PlanVisualizationHook' in line]
-    assert 'draws nothing: FCOS with FCOSHead has no bbox_head with an assigner' in warning
+    assert 'does nothing: FCOS with FCOSHead has no bbox_head with an assigner' in warning
     assert len(scalars(work_dir, 'loss')) == 3 and pictures(work_dir) == {}
 
 

@@ -41,7 +41,9 @@ def read_run(work_dir: Path) -> Run:
     for log in sorted(work_dir.glob('*/vis_data/scalars.json')):
         lines = [json.loads(line) for line in log.read_text().splitlines()]
         cfg = Config.fromfile(log.with_name('config.py'))
-        part_train = {line['iter']: line for line in lines if 'iter' in line}
+        part_train: dict[int, dict] = {}
+        for line in (line for line in lines if 'iter' in line):
+            part_train.setdefault(line['iter'], {}).update(line)  # hooks log lines of their own
         part_val = place_validations(lines, cfg)
         begin = min([*part_train, *part_val], default=None)
         if begin is None:

@@ -101,7 +101,9 @@ class MatchingStabilityHook(FixedImagesHook):
             scalars.update({f'instability/{place}': instability, f'plan_change/{place}': plan_change})
         for name, value in scalars.items():
             runner.message_hub.update_scalar(f'matching/{name}', value)
-        runner.visualizer.add_scalars(dict(scalars, epoch=runner.epoch + 1, iter=runner.iter + 1), step=runner.iter + 1)
+        # mmengine has counted the last iteration when an epoch ends, but not when an iteration does.
+        done = dict(epoch=step, iter=runner.iter) if self._counts_epochs else dict(iter=step)
+        runner.visualizer.add_scalars({**scalars, **done}, step=done['iter'])
         unit = 'epoch' if self._counts_epochs else 'iteration'
         text = '  '.join(f'{name}: {value:.4g}' for name, value in scalars.items())
         runner.logger.info(f'Matching({unit} {step})  {text}')
