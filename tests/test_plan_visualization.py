@@ -7,9 +7,13 @@ import numpy as np
 import pytest
 import torch
 from mmdet.registry import HOOKS
+from mmengine.config import Config
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_tools import TOOLS, free_port, run_tool, scalars
 from tiny_models import tiny_config
 from tiny_runs import BY_ITERATION, tiny_run, train, warnings_of, without_validation
+
+from uotod_mmdet.launch import add_tensorboard
 
 sys.path.insert(0, str(TOOLS))
 from run_pictures import plan_pictures  # noqa: E402
@@ -119,3 +123,28 @@ def test_one_of_two_processes_draws_and_both_learn_the_same(tmp_path, data, monk
         losses.append([line['loss'] for line in scalars(work_dir, 'loss')])
     assert len(losses[0]) == 2 and losses[0] == losses[1]
     assert sorted(pictures(work_dir)) == [f'plan_{image}_{step}.png' for image in (0, 2) for step in (0, 1, 2)]
+
+
+@pytest.mark.slow
+def test_watch_and_tensorboard_of_the_training_tool(tmp_path, data):
+    work_dir = train(without_validation(tiny_run(data)), tmp_path / 'run', '--watch', '--tensorboard')
+    (folder,) = {path.parent for path in work_dir.glob('*/vis_data/events.out.tfevents.*')}
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    assert events.Tags()['images'] == ['plan_0']
+    assert [event.step for event in events.Images('plan_0')] == [0, 1, 2]
+    (logged,) = scalars(work_dir, 'instability/last')  # of the second look, and by the other backend
+    (event,) = events.Scalars('instability/last')
+    assert event.value == pytest.approx(logged['instability/last']) and event.step == 6
+    assert len(events.Scalars('matched_mass')) == 6
+
+
+def test_tensorboard_that_cannot_be_had_is_refused(monkeypatch):
+    with pytest.raises(SystemExit, match='--tensorboard needs a visualizer in the config'):
+        add_tensorboard(Config(dict()))
+    cfg = Config(dict(visualizer=dict(vis_backends=[dict(type='mmengine.TensorboardVisBackend')])))
+    add_tensorboard(cfg)
+    assert len(cfg.visualizer.vis_backends) == 1
+    monkeypatch.setattr('importlib.util.find_spec', lambda name: None)
+    with pytest.raises(SystemExit, match='pip install tensorboard'):
+        add_tensorboard(cfg)
