@@ -81,6 +81,38 @@ def test_report_is_the_same_twice_and_in_any_order_of_the_lines(two_arms, monkey
     assert report(two_arms, monkeypatch, 'reversed') == page
 
 
+def test_curves_are_plotted_and_their_means_compared(tmp_path, monkeypatch):
+    study = load_study(write_study(tmp_path, arms=ARMS, seeds=[0, 1, 2], curves=['instability/last']))
+    stock, soft = [[8, 6], [9, 5], [7, 7]], [[4, 4], [5, 1], [2, 2]]
+    for arm, curves in (('stock', stock), ('soft', soft)):
+        for seed, (second, third) in enumerate(curves):
+            curve = {'instability/last': [[2, second], [3, third]]}
+            keep(study, [{**a_line(study, arm, seed, 0.4), 'curves': curve}])
+    page = report(study, monkeypatch)
+    _, table = page.split('Mean over the epochs:')
+    change = np.mean(soft, 1) - np.mean(stock, 1)
+    low, high = stats.ttest_1samp(change, 0).confidence_interval(0.95)
+    assert row(table, 'stock')[1:] == ['7.000 (7.000 to 7.000)', 'baseline']
+    assert row(table, 'soft')[2] == f'{change.mean():+.3f} ({low:+.3f} to {high:+.3f})'
+    assert '![AP and instability/last over the epochs' in table
+    wide, narrow = (
+        cv2.imread(str(path)).shape[1]
+        for path in (tmp_path / 'docs/images/evidence_tiny.png', _without_curves(tmp_path, study, monkeypatch))
+    )
+    assert wide == 1.5 * narrow  # three panels in place of two
+
+
+def _without_curves(tmp_path, study, monkeypatch):
+    """The picture of the same study without its curves; results without curves do not count for one that has some."""
+    (tmp_path / 'plain').mkdir()
+    plain = load_study(write_study(tmp_path / 'plain', arms=ARMS, seeds=[0, 1, 2]))
+    lines = [{**a_line(plain, 'stock', seed, 0.4)} for seed in range(3)]
+    keep(plain, lines)
+    report(plain, monkeypatch)
+    assert study_results.sort_results(study, lines) == ({}, lines)
+    return tmp_path / 'plain/docs/images/evidence_tiny.png'
+
+
 def test_results_of_another_version_are_shown_as_such(two_arms, monkeypatch):
     page = report(two_arms, monkeypatch)
     assert '- Code: version 9.9, checksum 0123456789ab, 6 runs.' in page

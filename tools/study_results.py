@@ -68,17 +68,22 @@ def _cut_half_line(file: io.BufferedRandom) -> None:
 def sort_results(study: Study, lines: list[dict]) -> tuple[dict[Run, dict], list[dict]]:
     """The last result of each run of the study, and the lines that are of no run of it as it is now.
 
-    Those are of other configs, arms, data sets or seeds than the study file has.
+    Those are of other configs, arms, data sets or seeds than the study file has, or lack one of its curves.
     """
     runs = set(study.runs())
     present, others = {}, []
     for line in lines:
         run = Run(line['arm'], line['data'], line['seed'], line['fold'])
-        if run in runs and line['config_hash'] == study.hashes[run.arm, run.data]:
+        if run in runs and line['config_hash'] == study.hashes[run.arm, run.data] and _is_whole(study, line):
             present[run] = line
         else:
             others.append(line)
     return present, others
+
+
+def _is_whole(study: Study, line: dict) -> bool:
+    """Whether a result has the study's curves, if it is one."""
+    return line['status'] != 'done' or set(study.curves) <= line.get('curves', {}).keys()
 
 
 def results_elsewhere(study: Study, runs: list[Run], data_hashes: dict[str, str]) -> list[dict]:
@@ -89,7 +94,7 @@ def results_elsewhere(study: Study, runs: list[Run], data_hashes: dict[str, str]
     found = {}
     for path in sorted(study.results.parent.glob('*.jsonl')):
         for line in read_results(path)[0] if path != study.results else []:
-            if line['status'] == 'done' and set(study.metrics) <= line['final'].keys():
+            if line['status'] == 'done' and set(study.metrics) <= line['final'].keys() and _is_whole(study, line):
                 found[line['config_hash'], line.get('data_hash'), line['seed'], line['fold']] = line
     taken = []
     for run in runs:
