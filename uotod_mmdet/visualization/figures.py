@@ -200,7 +200,7 @@ def _draw_positions(axes: Axes, record: Record, pairs: np.ndarray, matched: np.n
 
 
 def _dot(level: int) -> float:
-    return 4.0 + 2.0 * level
+    return 5.0 + 2.0 * level
 
 
 def _ground_truths(record: Record) -> np.ndarray:
