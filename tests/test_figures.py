@@ -61,7 +61,7 @@ def test_positions_of_a_dense_head_are_large_on_coarse_levels_and_opaque_by_mass
         mass[key] = mass.get(key, 0) + float(pairs[row, column])
     dots = [line for line in scene.lines if line.get_marker() == 'o']
     found = {
-        (round(float(x), 2), round(float(y), 2), round((dot.get_markersize() - 4) / 2), dot.get_markerfacecolor()): dot
+        (round(float(x), 2), round(float(y), 2), round((dot.get_markersize() - 5) / 2), dot.get_markerfacecolor()): dot
         for dot in dots
         for x, y in [(dot.get_xdata()[0], dot.get_ydata()[0])]
     }

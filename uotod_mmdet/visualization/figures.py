@@ -167,7 +167,8 @@ def draw_scene(axes: Axes, image: np.ndarray, record: Record, width: float, show
                 tags.put(boxes[pred], str(pred + 1), colors[of_row[int(pred)]], 5)
     total = plan.sum()
     background = 100 * plan[:, -1].sum() / total if total else 0
-    axes.set_title(f'{len(gts)} ground truths dashed\n{what}\nbackground: {background:.1f} % of the mass', fontsize=8)
+    count = f'{len(gts)} ground truth{"s" * (len(gts) != 1)} dashed'
+    axes.set_title(f'{count}\n{what}\nbackground: {background:.1f} % of the mass', fontsize=8)
 
 
 def _draw_positions(axes: Axes, record: Record, pairs: np.ndarray, matched: np.ndarray, colors: Sequence[tuple]) -> str:
@@ -199,7 +200,7 @@ def _draw_positions(axes: Axes, record: Record, pairs: np.ndarray, matched: np.n
 
 
 def _dot(level: int) -> float:
-    return 4.0 + 2.0 * level
+    return 5.0 + 2.0 * level
 
 
 def _ground_truths(record: Record) -> np.ndarray:
@@ -237,9 +238,10 @@ def draw_cost(
     """
     used = plan[:, : cost.shape[1]] > MIN_SHOWN
     pairs, matched = cost[:, : plan.shape[1] - 1], used[:, : plan.shape[1] - 1]
+    known = pairs[matched] if matched.any() else cost
     low = float(pairs.min()) if pairs.size else 0.0
-    high = float(np.quantile(pairs[matched] if matched.any() else cost, 0.9))
-    span = max(1.5 * (high - low), 1e-9)
+    high = min(float(known.max()), low + 3 * (float(np.median(known)) - low))
+    span = max(1.3 * (high - low), 1e-9)
     shades = np.clip(1 - (cost - low) / span, 0, 1)
     written = used if cost.size > 200 else np.ones_like(used)
     _draw_matrix(axes, 0.9 * shades, cost, written, rows, columns, title or 'cost: dark is cheap')
@@ -267,7 +269,7 @@ def _draw_matrix(
         label.set(color=text_color(color), fontweight='bold', bbox=dict(facecolor=color, edgecolor='none', pad=1))
     size = 7 if len(columns) < 8 else 5
     for row, column in np.argwhere(written):
-        shade, value = shades[row, column], values[row, column]
+        shade, value = shades[row, column], round(float(values[row, column]), 2) + 0.0  # not -0.00
         text = f'{value:.2f}' if abs(value) < 10 else f'{value:.0f}'
         axes.text(column, row, text, ha='center', va='center', fontsize=size, color='w' if shade > 0.6 else 'k')
 
