@@ -211,7 +211,7 @@ def test_pairs_and_statistics_are_those_of_the_torch_code(both, share, min_weigh
     ours, plain = both(plan_statistics, found, gt_mask, torch.tensor([10, 20]))
     for name, value in plain.items():
         torch.testing.assert_close(ours[name], value, rtol=1e-5, atol=1e-6, msg=name)
-    ours, plain = both(found.sum_by_image, found.weight)
+    ours, plain = both(found.sum_by_row, found.weight)
     torch.testing.assert_close(ours, plain)
 
 

@@ -159,17 +159,18 @@ class DETRHead(mmdet.models.dense_heads.DETRHead):
             raise ValueError(f'{name}: cls_scores must hold at least one decoder layer, got {tuple(cls_scores.shape)}.')
         check_images(name, cls_scores.size(1), batch_gt_instances, batch_img_metas, batch_gt_instances_ignore)
         with torch.autocast(cls_scores.device.type, enabled=False):
-            num_layers = len(cls_scores)
-            scores = full_precision(cls_scores).flatten(0, 1)
-            boxes = full_precision(bbox_preds).flatten(0, 1)  # (L * B, N, 4)
-            sizes = to_device_of(
-                boxes, [[w, h, w, h] for h, w in (meta['img_shape'][:2] for meta in batch_img_metas)]
-            ).repeat(num_layers, 1)
+            num_layers, (num_preds, columns) = len(cls_scores), cls_scores.shape[2:]
+            scores, boxes = full_precision(cls_scores).flatten(0, 2), full_precision(bbox_preds).flatten(0, 2)
+            shapes = [meta['img_shape'][:2] for meta in batch_img_metas] * num_layers
+            sizes = to_device_of(boxes, [[w, h, w, h] for h, w in shapes])
             # What mmdet's bbox_cxcywh_to_xyxy does one column at a time, which takes 2 % of the whole.
-            centers, sides = boxes.detach().split(2, dim=2)
-            corners = torch.cat([centers - 0.5 * sides, centers + 0.5 * sides], dim=2)
+            centers, sides = boxes.detach().split(2, dim=1)
+            corners = torch.cat([torch.sub(centers, sides, alpha=0.5), torch.add(centers, sides, alpha=0.5)], dim=1)
             batch = make_batch(
-                dict(scores=scores.detach(), bboxes=corners * sizes[:, None]),
+                dict(
+                    scores=scores.detach().view(len(sizes), num_preds, columns),
+                    bboxes=corners.view(len(sizes), num_preds, 4) * sizes[:, None],
+                ),
                 batch_gt_instances,
                 batch_img_metas,
                 self.matcher.box_source,
@@ -187,20 +188,21 @@ class DETRHead(mmdet.models.dense_heads.DETRHead):
             def by_layer(values: Tensor) -> Tensor:
                 return values.view(num_layers, -1).sum(1)
 
-            num_pos, num_neg = by_layer(pairs.mass), by_layer(pairs.background)
+            num_pos, num_neg = by_layer(pairs.matched), by_layer(pairs.background)
             cls_avg_factor = num_pos + num_neg * self.bg_cls_weight
             if self.sync_cls_avg_factor:
                 cls_avg_factor = reduce_mean(cls_avg_factor)
             num_pos = reduce_mean(num_pos).clamp(min=1)
 
-            box_args = boxes.flatten(0, 1), gt_bboxes.flatten(0, 1), pairs, sizes
-            losses = dict(
-                loss_cls=self._classification(scores.flatten(0, 1), batch, pairs),
-                loss_bbox=pairs.sum_by_image(box_losses(self.loss_bbox, *box_args, relative=True)),
-                loss_iou=pairs.sum_by_image(box_losses(self.loss_iou, *box_args)),
+            box_args = boxes, gt_bboxes.flatten(0, 1), pairs, sizes
+            of_rows = dict(
+                loss_cls=self._classification(scores, batch, pairs),
+                loss_bbox=pairs.sum_by_row(box_losses(self.loss_bbox, *box_args, relative=True)),
+                loss_iou=pairs.sum_by_row(box_losses(self.loss_iou, *box_args)),
             )
-            divisors = dict(loss_cls=cls_avg_factor.clamp(min=1), loss_bbox=num_pos, loss_iou=num_pos)
-            losses = {key: by_layer(loss) / divisors[key] for key, loss in losses.items()}
+            divisors = torch.stack([cls_avg_factor.clamp(min=1), num_pos, num_pos])
+            sums = torch.stack(list(of_rows.values())).view(len(of_rows), num_layers, -1).sum(2)
+            losses = dict(zip(of_rows, (sums / divisors).unbind()))
             check_finite(name, losses, dict(cls_scores=scores, bbox_preds=boxes))
             return losses, plan_statistics(pairs, batch.gt_mask, matching.num_iter, self.assigner)
 

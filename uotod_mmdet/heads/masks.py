@@ -210,7 +210,7 @@ class MaskHead:
         losses = classification_losses(self.loss_cls, scores.flatten(0, 1), labels, self.num_classes, pairs, None)
         class_weight = to_device_of(pairs.weight, self.class_weight)
         avg_factor = class_weight[-1] * pairs.background.view(num_layers, -1).sum(1)
-        of_pairs = pairs.sum_by_image(pairs.weight * class_weight.index_select(0, labels))
+        of_pairs = pairs.sum_by_row(pairs.weight * class_weight.index_select(0, labels))
         avg_factor = avg_factor + of_pairs.view(num_layers, -1).sum(1)
         # As mmdet's weight_reduce_loss divides.
         return losses.view(num_layers, -1).sum(1) / (avg_factor + torch.finfo(torch.float32).eps)

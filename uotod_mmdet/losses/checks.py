@@ -112,11 +112,12 @@ def box_limit(dtype: torch.dtype) -> float:
     return torch.finfo(dtype).max ** 0.25 / 4
 
 
-def beyond_limit(boxes: Tensor) -> Tensor:
-    """Whether a coordinate is NaN or beyond :func:`box_limit`, as a 0-dim bool tensor."""
-    if boxes.numel() == 0:
-        return torch.zeros((), dtype=torch.bool, device=boxes.device)
-    return ~(torch.linalg.vector_norm(boxes.detach(), float('inf')) <= box_limit(boxes.dtype))
+def beyond_limit(*boxes: Tensor) -> Tensor:
+    """Whether a coordinate is NaN or beyond :func:`box_limit` of the narrowest dtype, as a 0-dim bool tensor."""
+    ends = [end for values in boxes if values.numel() for end in values.detach().aminmax()]
+    if not ends:
+        return torch.zeros((), dtype=torch.bool, device=boxes[0].device)
+    return ~(torch.stack(ends).abs() <= min(box_limit(values.dtype) for values in boxes)).all()
 
 
 def check_boxes(owner: str, **boxes: Tensor) -> None:
@@ -135,7 +136,7 @@ def check_boxes(owner: str, **boxes: Tensor) -> None:
             if beyond_limit(values):
                 raise ValueError(f'{owner}: {name} {explain_boxes(values)}')
 
-    act_if(torch.stack([beyond_limit(values) for values in boxes.values()]).any(), complain)
+    act_if(beyond_limit(*boxes.values()), complain)
 
 
 def explain_boxes(boxes: Tensor) -> str:
@@ -187,7 +188,7 @@ def check_finite(owner: str, terms: Mapping[str, Tensor], inputs: Mapping[str, O
             'learning rate, or clip gradients with optim_wrapper=dict(clip_grad=dict(max_norm=...))), or fp16 overflow.'
         )
 
-    total = torch.stack([term.detach().sum() for term in terms.values()]).sum()
+    total = torch.cat([term.detach().flatten() for term in terms.values()]).sum()
     act_if((total - total) != 0, complain)  # NaN where the total is not finite; isfinite() takes four operations
 
 

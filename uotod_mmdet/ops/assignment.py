@@ -7,6 +7,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
+from . import deferred
 from .native import Kernel
 
 KERNEL = Kernel(
@@ -66,6 +67,8 @@ def one_hot_plan(columns: Tensor, row_mask: Tensor, background: bool, like: Tens
         background: Whether rows without a column go to the last one.
         like: A tensor of the shape (B, N, K), dtype and device of the plan.
     """
-    index = torch.where(columns < 0, like.size(2) - 1, columns)[:, :, None]
-    weight = row_mask if background else columns >= 0
-    return torch.zeros_like(like).scatter_(2, index, weight[:, :, None].to(like.dtype))
+    rows = torch.eye(like.size(2), dtype=like.dtype, device=like.device).roll(1, 0)  # row j + 1 goes to column j
+    if not background:
+        rows[0] = 0
+    plan = rows.index_select(0, (columns + 1).flatten()).view(like.shape)
+    return plan if deferred.host_may_wait(row_mask) and row_mask.all() else plan * row_mask[:, :, None]

@@ -29,13 +29,14 @@ class Pairs(NamedTuple):
     background: Tensor  # (B * N,) P[b, i, M]
     num_images: int  # B
 
-    def sum_by_image(self, values: Tensor) -> Tensor:
-        """Sums of a value of each pair (K,), (B,)."""
-        return values.new_zeros(self.num_images).index_add(0, self.images, values)
-
     def sum_by_row(self, values: Tensor) -> Tensor:
         """Sums of a value of each pair (K,), (B * N,)."""
         return values.new_zeros(len(self.background)).scatter_add(0, self.rows, values)
+
+    @property
+    def matched(self) -> Tensor:
+        """Mass of each prediction that goes to ground truths, (B * N,)."""
+        return self.sum_by_row(self.weight)
 
     @property
     def row_mass(self) -> Tensor:
@@ -45,7 +46,8 @@ class Pairs(NamedTuple):
     @property
     def mass(self) -> Tensor:
         """Predictions' worth of mass that is matched, of each image, (B,)."""
-        return self.sum_by_image(self.weight)
+        matched = self.matched
+        return matched.view(self.num_images, len(matched) // max(self.num_images, 1)).sum(1)
 
 
 def expand(plan: Tensor, min_weight: float = MIN_WEIGHT, few: bool = True) -> Pairs:

@@ -36,17 +36,20 @@ def plan_statistics(
         _warn_if_too_soft(pairs, gts, assigner)
     gt_mass = pairs.weight.new_zeros(gt_mask.numel()).scatter_add(0, pairs.gts, pairs.weight)
     unmatched = (gt_mass < 0.5) & gt_mask.flatten()
-    row_mass = pairs.row_mass
-    matched = row_mass > 2 * pairs.background
-    # -sum p log p of p = P / mass is the same of P, divided by the mass, plus the logarithm of the mass.
-    entropy = torch.special.entr(pairs.background).scatter_add(0, pairs.rows, torch.special.entr(pairs.weight))
-    entropy = torch.where(matched, entropy / row_mass + row_mass.log(), 0).sum() / matched.sum().clamp(min=1)
-    statistics = dict(
-        matched_mass=pairs.weight.sum() / images, unmatched_gts=unmatched.sum() / gts, plan_entropy=entropy
-    )
+    mass = pairs.matched
+    row_mass, matched = pairs.background + mass, mass > pairs.background
+    # -sum p log p of p = P / mass is the logarithm of the mass less sum P log P / mass.
+    sums = _p_log_p(pairs.background).scatter_add(0, pairs.rows, _p_log_p(pairs.weight))
+    entropy = torch.where(matched, row_mass.log() - sums / row_mass, 0).sum() / matched.sum().clamp(min=1)
+    statistics = dict(matched_mass=mass.sum() / images, unmatched_gts=unmatched.sum() / gts, plan_entropy=entropy)
     if num_iter is not None:
         statistics['sinkhorn_iters'] = num_iter.to(entropy.dtype).mean()
     return statistics
+
+
+def _p_log_p(mass: Tensor) -> Tensor:
+    """p log p of each entry; torch.xlogy and torch.special.entr take four times as long on a CPU."""
+    return mass * mass.clamp(min=torch.finfo(mass.dtype).tiny).log()
 
 
 EVERYONE, EVERYONE_ALIKE = 0.5, 0.99
