@@ -29,6 +29,7 @@ def solid(axes):
     return [patch for patch in axes.patches if isinstance(patch, Rectangle) and patch.get_linestyle() in ('-', 'solid')]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('head', ['DABDETRHead', 'DINOHead'])
 def test_boxes_of_queries_are_as_thick_and_opaque_as_their_mass(head):
     _, (scene, *_), record, _ = drawn(head, SOFT)
@@ -49,6 +50,7 @@ def test_boxes_of_queries_are_as_thick_and_opaque_as_their_mass(head):
     assert f'background: {background:.1f} % of the mass' in scene.get_title()
 
 
+@pytest.mark.slow
 def test_positions_of_a_dense_head_are_large_on_coarse_levels_and_opaque_by_mass():
     balanced = dict(type='uotod_mmdet.BalancedSinkhornAssigner', match_costs=COSTS, reg=0.02, gt_mass=9)
     _, (scene, *_), record, _ = drawn('RetinaHead', balanced)
@@ -70,6 +72,7 @@ def test_positions_of_a_dense_head_are_large_on_coarse_levels_and_opaque_by_mass
     assert {key: dot.get_alpha() for key, dot in found.items()} == pytest.approx(expected, abs=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('num_boxes', [3, 19])
 def test_the_plan_has_numbers_above_a_hundredth_and_labelled_axes(num_boxes):
     figure, (_, cost, plan), record, _ = drawn('GFLHead', dict(SOFT, match_costs=FAR), num_boxes)
@@ -112,6 +115,7 @@ def test_names_are_never_over_one_another():
     assert (boxes > -1).all() and (boxes < 401).all()
 
 
+@pytest.mark.slow
 def test_a_matching_without_ground_truths_or_costs_is_drawn():
     atss = dict(type='ATSSAssigner', topk=9)
     items = items_of((0, 2))

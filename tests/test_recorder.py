@@ -88,6 +88,7 @@ def test_recorded_plans_are_those_of_the_heads_assigner_and_nothing_changes(head
     assert ours == (records[0].levels is not None) or of_queries or head not in ('RetinaHead', 'SSDHead')
 
 
+@pytest.mark.slow
 def test_an_assigner_of_mmdets_is_recorded_in_its_head_and_in_ours():
     atss = dict(type='ATSSAssigner', topk=9)
     stock, ours = detector_of('GFLHead', False, atss), detector_of('GFLHead', True, atss)
@@ -130,6 +131,7 @@ def test_the_rows_that_are_shown_hold_each_ground_truths_heaviest():
     assert heaviest_rows(plan[:, 2:], 3).tolist() == [0, 1, 2]  # no ground truth
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('head', ['GFLHead', 'DETRHead'])
 def test_a_picture_has_the_same_size_whatever_the_weights(head):
     items = items_of((3, 0))
