@@ -23,13 +23,11 @@ def _arm(config, hooks, one_stage):
 
 
 arms = {
-    f'{"one stage, " if one_stage else ""}{name}': _arm(config, hooks, one_stage)
-    for one_stage in (True, False)
-    for name, config, hooks in (
-        ('Hungarian', 'hungarian', []),
-        ('balanced OT, reg 0.02', 'soft', []),
-        ('balanced OT that hardens', 'soft', [_hardens]),
-    )
+    'one stage, Hungarian': _arm('hungarian', [], True),
+    'one stage, balanced OT that hardens': _arm('soft', [_hardens], True),
+    'Hungarian': _arm('hungarian', [], False),
+    'balanced OT, reg 0.02': _arm('soft', [], False),
+    'balanced OT that hardens': _arm('soft', [_hardens], False),
 }
 baseline = 'one stage, Hungarian'
 data = dict(color_boxes=dict())
