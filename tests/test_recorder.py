@@ -114,6 +114,7 @@ def test_a_recording_that_fails_leaves_the_assigner_as_it_was():
     assert not {'match_batch', 'assign'} & set(vars(detector.bbox_head.assigner))
 
 
+@pytest.mark.slow
 def test_detectors_whose_matching_cannot_be_seen_are_named():
     two_stage = get_config('mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py').model
     two_stage.backbone.init_cfg = None

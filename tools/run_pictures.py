@@ -49,10 +49,11 @@ def draw_curves(unit: str, train: dict[float, dict], val: dict[float, dict], ap_
         mass, shares = axes[2], axes[2].twinx()
         for name, color in zip(logged, ('tab:blue', 'tab:red', 'tab:green')):
             _plot(mass if name == 'matched_mass' else shares, train, name, STATISTICS[name], color=color)
-        mass.set(title='the plan', ylabel='predictions an image', ylim=(0, None))
+        top = 1.4  # room for the legend above the curves
+        mass.set(title='the plan', ylabel='predictions an image', ylim=(0, top * max(mass.dataLim.ymax, 0.1)))
         mass.yaxis.label.set_color('tab:blue')
-        shares.set(ylabel='share; nats', ylim=(0, max(1, shares.get_ylim()[1])))
-        mass.legend(handles=[*mass.lines, *shares.lines], fontsize=8)
+        shares.set(ylabel='share; nats', ylim=(0, top * max(1, shares.dataLim.ymax)))
+        mass.legend(handles=[*mass.lines, *shares.lines], fontsize=8, loc='upper right')
     for panel in axes:
         panel.set_xlabel(unit)
         panel.set_xlim(left=0)
