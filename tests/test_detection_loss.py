@@ -112,7 +112,7 @@ ASSIGNERS = [
     dict(type='uotod_mmdet.SoftMinAssigner', match_costs=COSTS, source='prediction', background_cost=0.1),
 ]
 CASES = [
-    (*case, seed)
+    pytest.param(*case, seed, marks=[pytest.mark.slow] * (seed > 0))
     for case in itertools.product(
         ('first', 'last', 'none'), (False, True), (None, 1.5), ('none', 'mean', 'sum'), (False, True)
     )

@@ -115,8 +115,10 @@ LOSSES = {
 
 
 @pytest.mark.parametrize('assigner', ['mmdet.HungarianAssigner', 'HungarianAssigner'])
-@pytest.mark.parametrize('loss', LOSSES)
-@pytest.mark.parametrize('seed', [0, 1])
+@pytest.mark.parametrize(
+    'loss', [pytest.param(loss, marks=[pytest.mark.slow] * (loss != 'its own')) for loss in LOSSES]
+)
+@pytest.mark.parametrize('seed', [0, pytest.param(1, marks=pytest.mark.slow)])
 @pytest.mark.parametrize('head', CONFIGS)
 def test_with_a_hard_plan_the_head_is_mmdets(head, seed, loss, assigner):
     if head == 'DDQDETRHead' and loss == 'varifocal':
@@ -162,6 +164,7 @@ def test_all_layers_and_images_are_matched_as_one_batch(head):
     assert shapes == [(9, 40, 6), (3, 40, 6)]  # 3 layers of 3 images; the encoder's proposals
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('head', CONFIGS)
 def test_bf16_autocast_is_close_to_float32(head):
     """Of what the plan weighs; mmdet's auxiliary loss of DDQ DETR ends in an error in bf16."""
@@ -380,6 +383,7 @@ def test_images_without_objects_have_background_losses_only(head, assigner):
     assert torch.autograd.grad(losses['loss_cls'], leaves[0])[0].isfinite().all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('head', CONFIGS)
 def test_five_hundred_objects_for_forty_queries_train(head):
     generator = torch.Generator().manual_seed(0)

@@ -96,6 +96,7 @@ def test_every_strategy_matches_masks_by_the_sum_of_mmdets_costs(name):
     assert set(gt_inds.tolist()) >= {1, 2, 3}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     'config', ['maskformer/maskformer_r50_ms-16xb1-75e_coco.py', 'mask2former/mask2former_r50_8xb2-lsj-50e_coco.py']
 )

@@ -137,6 +137,7 @@ def test_a_head_of_each_family_overfits_two_images(head, name, lr):
     assert min(history[-5:]) < 0.5 * history[0], history
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('head', ['GFLHead', 'RetinaHead', 'YOLOXHead', 'DETRHead'])
 def test_images_without_ground_truth_give_a_finite_loss(head):
     detector = build(tiny_config(head, assigner('UnbalancedSinkhornAssigner', head)))

@@ -59,7 +59,7 @@ def plan_of(head, call):
 
 
 @pytest.mark.parametrize('counts', [(4, 2), (3, 0, 5), (0, 0), (4,), (14, 1)], ids=str)
-@pytest.mark.parametrize('seed', [0, 1])
+@pytest.mark.parametrize('seed', [0, pytest.param(1, marks=pytest.mark.slow)])
 @pytest.mark.parametrize('assigner', ["mmdet's", 'ours'])
 @pytest.mark.parametrize('head', HEADS)
 def test_a_head_with_a_hard_plan_is_mmdets(head, assigner, seed, counts):
@@ -160,6 +160,7 @@ def written_out(head, model, outs, gts, plan):
     return totals
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('way', ['products of matrices', 'blocks of pairs', 'all pairs at once'])
 @pytest.mark.parametrize('head', HEADS)
 def test_losses_and_gradients_of_a_soft_plan_are_those_of_its_formula(head, way, same_points, monkeypatch):

@@ -155,8 +155,10 @@ def assert_same_losses(stock: dict, ours: dict, leaves: list[torch.Tensor]) -> N
             torch.testing.assert_close(g, e, rtol=1e-5, atol=1e-5 * e.abs().max().item() + 1e-12, msg=name_it)
 
 
-@pytest.mark.parametrize('ours_or_stock', ['stock assigner', 'our assigner', 'soft plan read hard'])
-@pytest.mark.parametrize('seed', [0, 1])
+@pytest.mark.parametrize(
+    'ours_or_stock', ['stock assigner', 'our assigner', pytest.param('soft plan read hard', marks=pytest.mark.slow)]
+)
+@pytest.mark.parametrize('seed', [0, pytest.param(1, marks=pytest.mark.slow)])
 @pytest.mark.parametrize('head', DENSE)
 def test_a_dense_head_with_a_hard_plan_is_mmdets(head, seed, ours_or_stock):
     changes = dict(train_cfg=head_config(head).train_cfg)
@@ -293,6 +295,7 @@ def soft_losses(model: torch.nn.Module, dtype: torch.dtype = torch.float32) -> d
     return model.loss_by_feat(*args, gts, metas, **extra)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('head', CONFIGS)
 def test_bf16_autocast_is_close_to_float32(head):
     model = soft(head)

@@ -47,7 +47,7 @@ def outputs_of(head: torch.nn.Module, seed: int) -> list:
 
 
 @pytest.mark.parametrize('kind', ['RTMDetInsHead', 'RTMDetInsSepBNHead'])
-@pytest.mark.parametrize('seed', [0, 1])
+@pytest.mark.parametrize('seed', [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_mask_head_with_mmdets_assigner_is_mmdets(seed, kind):
     cfg = ins_config(type=kind)
     if kind == 'RTMDetInsHead':

@@ -169,7 +169,7 @@ def test_infinite_weights_mean_balanced():
     assert torch.equal(sinkhorn(cost, rows, columns, 0.1, math.inf, math.inf).plan, constraint)
 
 
-@pytest.mark.parametrize('num_rows, num_gts', [(1, 1), (60, 6), (8732, 20)])
+@pytest.mark.parametrize('num_rows, num_gts', [(1, 1), (60, 6), pytest.param(8732, 20, marks=pytest.mark.slow)])
 @pytest.mark.parametrize('weights', [(None, None), (1e3, 1e-3), (1e-3, 1e3), (None, 1e-3), (0.0, None)])
 def test_extreme_costs_give_finite_plans_and_an_honest_verdict(num_rows, num_gts, weights):
     cost, rows, columns = random_problem(np.random.default_rng(0), num_rows, num_gts)
