@@ -119,7 +119,7 @@ def test_a_model_without_a_matching_trains_without_curves(tmp_path, data):
 
 @pytest.mark.slow
 def test_two_processes_write_one_curve_with_the_values_of_one(tmp_path, data, monkeypatch):
-    cfg = run_config(data, **{'train_cfg.max_epochs': 3, 'env_cfg.dist_cfg.backend': 'gloo'})
+    cfg = run_config(data, **{'train_cfg.max_epochs': 3})
     cfg.train_dataloader.batch_size = 3  # of six images
     cfg.custom_hooks = [dict(HOOK, images=[0, 4])]
     path, work_dir = tmp_path / 'config.py', tmp_path / 'run'

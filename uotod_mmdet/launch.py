@@ -165,6 +165,8 @@ def _use_cpu_processes(cfg: Config) -> None:
     )
     wrapper.update(cfg.get('model_wrapper_cfg') or {}, device_ids=None)
     cfg.model_wrapper_cfg = wrapper
+    if 'env_cfg' not in cfg:
+        cfg.env_cfg = dict()
     cfg.env_cfg.setdefault('dist_cfg', {})['backend'] = 'gloo'
     if not is_distributed():
         torch.distributed.init_process_group('gloo')
