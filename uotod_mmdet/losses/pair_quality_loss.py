@@ -33,16 +33,26 @@ def pair_losses_of_rows(loss: Any, rows: Rows) -> Optional[Tensor]:
     if rows.num_negatives is not None:
         return None
     scores, pairs, mass = loss.logits(rows.scores), rows.pairs, rows.pairs.row_mass
+    places = pairs.rows * scores.size(1) + rows.labels
+    target = loss.target(scores.detach().flatten()[places], rows.quality().to(scores.dtype), pairs)
+
+    def positives(logits: Tensor) -> Tensor:
+        return (pairs.weight * loss.positive(logits, target)).to(scores.dtype)
+
+    def negatives(logits: Tensor, of_mass: Tensor) -> Tensor:
+        return loss.negative_factor * of_mass.clamp(min=0) * power(logits.sigmoid(), loss.gamma) * softplus(logits)
+
+    if not pays_in_blocks(scores):  # listing the entries waits for the GPU
+        rest = mass[:, None].expand_as(scores).flatten().scatter_add(0, places, -pairs.weight).view_as(scores)
+        losses = negatives(scores, rest).sum(1)
+        return loss.loss_weight * losses.scatter_add(0, pairs.rows, positives(scores.flatten()[places]))
     index, entry, weight = entries(rows)
-    rest = loss.negative_factor * (mass[index.div(scores.size(1), rounding_mode='floor')] - weight).clamp(min=0)
-    target = loss.target(scores.detach().flatten()[index][entry], rows.quality().to(scores.dtype), pairs)
+    rest = mass[index.div(scores.size(1), rounding_mode='floor')] - weight
 
     def entry_losses(logits: Tensor) -> Tensor:
-        positive = pairs.weight * loss.positive(logits[entry], target)
-        return (rest * power(logits.sigmoid(), loss.gamma) * softplus(logits)).index_add(0, entry, positive)
+        return negatives(logits, rest).to(scores.dtype).index_add(0, entry, positives(logits[entry]))
 
-    losses = focal_rows(scores, loss.gamma, loss.negative_factor * mass, index, entry_losses)
-    return loss.loss_weight * losses
+    return loss.loss_weight * focal_rows(scores, loss.gamma, loss.negative_factor * mass, index, entry_losses)
 
 
 class PairQualityLoss(mmdet.models.losses.QualityFocalLoss):
