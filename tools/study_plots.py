@@ -19,13 +19,16 @@ def draw_study(study: Study, results: Results, out: Path) -> None:
     bases = list(dict.fromkeys(study.baseline_of(arm) for arm in study.arms))
     groups = [[arm for arm in study.arms if study.baseline_of(arm) == base] for base in bases]
     with_nms = f'AP{SUFFIX}' in study.metrics
-    columns = len(groups) * (1 + len(study.curves)) + with_nms
+    # Other curves stand beside AP, each baseline in a row of its own.
+    chunks = [[group] for group in groups] if study.curves else [groups]
+    columns = len(chunks[0]) * (1 + len(study.curves)) + with_nms
     # Data sets that need one picture each stand side by side.
-    shape = (len(study.data), columns) if columns > 1 else (1, len(study.data))
+    shape = (len(study.data) * len(chunks), columns) if columns > 1 else (1, len(study.data))
     size = (5.2 * shape[1], 3.9 * shape[0])
     figure, grid = plt.subplots(*shape, figsize=size, squeeze=False, constrained_layout=True)
-    for row, data in zip(grid if columns > 1 else grid.T, study.data):
-        drawn = [(group, name) for group in groups for name in (None, *study.curves)]
+    rows = [(data, chunk) for data in study.data for chunk in chunks]
+    for row, (data, chunk) in zip(grid if columns > 1 else grid.T, rows):
+        drawn = [(group, name) for group in chunk for name in (None, *study.curves)]
         for axes, (group, name) in zip(row, drawn):
             _draw_curves(axes, results, data, group, study.baseline_of(group[0]), name)
         if with_nms:
