@@ -20,8 +20,8 @@ from .checks import (
     full_precision,
     reduce_and_check,
 )
-from .quality_targets import foreground_entries, probabilities_fault, read_target, spread
-from .rows import nonzero_entries, row_factor
+from .quality_targets import probabilities_fault, quality_entries, read_target, spread
+from .rows import row_factor
 
 
 def pair_losses_of_rows(loss: Any, rows: Rows) -> Optional[Tensor]:
@@ -147,9 +147,7 @@ class PairQualityLoss(mmdet.models.losses.QualityFocalLoss):
         logits = self.logits(pred)
         wanted = read_target(name, logits, target, faults)
         if pays_in_blocks(logits):
-            index, quality = (
-                nonzero_entries(wanted) if isinstance(wanted, Tensor) else foreground_entries(*wanted, logits.size(1))
-            )
+            index, quality = quality_entries(wanted, logits.size(1))
             factor = row_factor(weight, reduction, avg_factor, logits, len(logits))
             wanted = self.target(logits.detach().flatten()[index], quality.to(logits.dtype))
             of_entries = factor[index.div(logits.size(1), rounding_mode='floor')]

@@ -22,8 +22,8 @@ from .checks import (
     full_precision,
     reduce_and_check,
 )
-from .quality_targets import foreground_entries, probabilities_fault, read_target, spread
-from .rows import nonzero_entries, row_factor
+from .quality_targets import probabilities_fault, quality_entries, read_target, spread
+from .rows import row_factor
 
 NAME = 'QualityFocalLoss'
 
@@ -70,9 +70,7 @@ def quality_focal_loss(
     wanted = read_target(NAME, x, target, faults)
 
     if not activated and pays_in_blocks(x):
-        index, quality = (
-            nonzero_entries(wanted) if isinstance(wanted, Tensor) else foreground_entries(*wanted, x.size(1))
-        )
+        index, quality = quality_entries(wanted, x.size(1))
         factor = row_factor(weight, reduction, avg_factor, x, len(x))
         rows = quality_focal_rows(x, index, quality.to(x.dtype), factor, beta)
         return checked(NAME, rows if reduction == 'none' else rows.sum(), pred, weight, avg_factor, faults)

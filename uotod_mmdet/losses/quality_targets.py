@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from .checks import Fault, check_tensor, outside, span
+from .rows import nonzero_entries
 
 FORMS = 'target is a pair (label, score) of shapes (N,), (N,), or a tensor of soft targets, shaped like pred.'
 
@@ -63,8 +64,16 @@ def _label_and_score(owner: str, pred: Tensor, target: Sequence[Tensor], faults:
     return label, score
 
 
-def foreground_entries(label: Tensor, score: Tensor, classes: int) -> tuple[Tensor, Tensor]:
-    """Entries of the flattened (N, C) that have a score, and these scores."""
+def quality_entries(wanted: Union[Tensor, tuple[Tensor, Tensor]], classes: int) -> tuple[Tensor, Tensor]:
+    """Entries of the flattened (N, C) that have a quality, ascending, and these qualities.
+
+    Args:
+        wanted: What :func:`read_target` returns.
+        classes: C.
+    """
+    if isinstance(wanted, Tensor):
+        return nonzero_entries(wanted)
+    label, score = wanted
     rows = (label < classes).nonzero()[:, 0]
     return rows * classes + label[rows].long().clamp(0, classes - 1), score[rows]
 
