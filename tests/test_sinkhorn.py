@@ -245,6 +245,32 @@ def test_a_side_without_mass_gives_a_plan_of_zero_and_leaves_its_neighbour(
     assert not found.error[1].isnan()
 
 
+@pytest.mark.parametrize('way', ['compiled', 'torch', 'torch that reads nothing'])
+def test_ground_truths_whose_mass_float32_cannot_hold_converge(way, monkeypatch):
+    if way != 'compiled':
+        monkeypatch.setattr('uotod_mmdet.ops.native.library', None)
+    if way == 'torch that reads nothing':
+        monkeypatch.setattr('uotod_mmdet.ops.deferred.host_may_wait', lambda tensor: False)
+        monkeypatch.setattr('uotod_mmdet.ops.transport_problem.act_if', lambda flag, act: None)
+    # All predictions prefer the background by 300 times reg, and ground truths are cheap to leave out.
+    cost = torch.rand(1, 40, 20, generator=torch.Generator().manual_seed(0)) + 2
+    cost[:, :, -1] = 0.5
+    a, b = torch.full((1, 40), 1 / 40), torch.full((1, 20), 1 / 40)
+    b[:, -1] = 21 / 40
+    reg, reg_a, reg_b = 0.005, 1e3, 1e-2
+    found = sinkhorn(cost, a, b, reg, reg_a, reg_b, num_iter=500, tol=1e-5)
+    # The same in float64, by logsumexp alone.
+    log_kernel, log_a, log_b = -cost.double() / reg, a.double().log(), b.double().log()
+    f, g = torch.zeros_like(log_a), torch.zeros_like(log_b)
+    for _ in range(500):
+        f = reg_a / (reg_a + reg) * (log_a - (log_kernel + g[:, None]).logsumexp(2))
+        g = reg_b / (reg_b + reg) * (log_b - (log_kernel + f[:, :, None]).logsumexp(1))
+    exact = (log_kernel + f[:, :, None] + g[:, None]).exp()
+    assert 0 < exact[:, :, :-1].sum((0, 1)).max() < torch.finfo(torch.float32).tiny
+    assert found.converged.all()
+    torch.testing.assert_close(found.plan.double(), exact, rtol=1e-3, atol=1e-7)
+
+
 @pytest.mark.parametrize('dtype', [torch.float32, torch.float64])
 def test_what_is_no_number_and_no_tensor_is_named(dtype):
     given = dict(cost=torch.rand(2, 4, 3, dtype=dtype), a=torch.full((2, 4), 0.25), b=torch.full((2, 3), 1 / 3))

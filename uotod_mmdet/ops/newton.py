@@ -43,7 +43,7 @@ def newton(
     radius = torch.full_like(problem.rho_a, 4.0)
     last_good, done = radius > 0, torch.zeros_like(radius, dtype=torch.long)
     for step in range(num_steps + 1):
-        sinkhorn_g = problem.new_g(g - state.sums.log())
+        sinkhorn_g = problem.new_g(g - log_column_sums(problem, state, g, read))
         error = problem.largest(torch.zeros_like(state.f), sinkhorn_g - g)
         moving = ~(error <= tol)
         if step == num_steps or (read and not moving.any()):
@@ -76,9 +76,18 @@ def semi_dual(problem: Problem, g: Tensor) -> SemiDual:
     # Not in place, as exp keeps its result for the gradient.
     plan = plan * (rows / total).nan_to_num(0).to(problem.dtype)[:, :, None]
     rewards = _reward(f, problem.log_a, problem.rho_a) + _reward(g, problem.log_b, problem.rho_b)
-    # The sum of a column that all rows avoid may underflow: this upper bound makes its updates too small.
+    # The sum of a column that all rows avoid may underflow: this upper bound keeps Newton's step finite.
     sums = plan.sum(1).double().clamp(min=torch.finfo(problem.dtype).tiny)
     return SemiDual(f, rewards - rows.sum(1), plan, rows, sums)
+
+
+def log_column_sums(problem: Problem, state: SemiDual, g: Tensor, read: bool) -> Tensor:
+    """Logarithms of the plan's column sums, (B, K), also of those that underflow."""
+    log_sums = state.sums.log()
+    small = (state.sums <= torch.finfo(problem.dtype).tiny) & ~problem.log_b.isneginf()
+    if read and not small.any():
+        return log_sums
+    return torch.where(small, (problem.log_kernel + state.f[:, :, None]).logsumexp(1) + g, log_sums)
 
 
 def newton_step(problem: Problem, state: SemiDual, g: Tensor) -> Tensor:

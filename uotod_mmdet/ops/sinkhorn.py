@@ -185,12 +185,14 @@ def sinkhorn_reference(
         iteration += steps
         moving = ~(error <= tol)
         if not read:
-            f, g = choose(moving, problem.log_steps(f, g, 1), (f, g))
+            safe = problem.log_steps(f, g, 1)
+            largest = problem.largest(safe[0] - f, safe[1] - g)  # known, too, where the scalings leave their range
+            (f, g), error = choose(moving, safe, (f, g)), torch.where(moving, largest, error)
             state = None
         state = problem.scaling(f, g) if state is None else state
         state, changes, scalings = state.steps(problem, steps if read else max(steps - 1, 1))
         new: Sequence[Tensor] = state.potentials()
-        held = scalings < limit  # False where NaN, too
+        held = (scalings < limit) & changes.isfinite()  # not where a sum is too small for the dtype, or NaN
         if read:
             absorb = not (scalings < absorb_above).all()
             if not held.all():

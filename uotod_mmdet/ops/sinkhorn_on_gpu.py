@@ -74,6 +74,22 @@ def _programs_a_problem(cost: Tensor, batch: int, tiles: int) -> int:
 
 
 @triton.jit
+def _log_sum(x):
+    """(n, k) exponents to the (n,) logarithms of their rows' sums, which exponentials alone may be too small for."""
+    peak = tl.max(x, 1)
+    peak = tl.where(peak > float('-inf'), peak, 0)
+    return peak + tl.log(tl.sum(tl.exp(x - peak[:, None]), 1))
+
+
+@triton.jit
+def _add_rows(peak, total, x):
+    """(k,) largest exponents and sums of the exponentials less those, with the (n, k) exponents of more rows."""
+    new = tl.maximum(peak, tl.max(x, 0))
+    base = tl.where(new > float('-inf'), new, 0)
+    return new, total * tl.exp(peak - base) + tl.sum(tl.exp(x - base[None, :]), 0)
+
+
+@triton.jit
 def _share(first, second, shared, arrived, exchange, part, column, PARTS: tl.constexpr, BLOCK_K: tl.constexpr):
     """Two (BLOCK_K,) of each program of a problem to all of them: (PARTS, BLOCK_K) twice.
 
@@ -184,7 +200,7 @@ def _solve(
     before, after = potentials, potentials + padded
     while going:
         # The exponents of the plan, and the largest change that the next update would make.
-        sums = tl.zeros([BLOCK_K], tl.float64)
+        peak_b, total_b = tl.full([BLOCK_K], low, kind), tl.zeros([BLOCK_K], kind)
         largest = tl.full([], 0, tl.float64)
         for start in range(first_row, first_row + num_rows, BLOCK_N):
             row = start + some_rows
@@ -198,17 +214,18 @@ def _solve(
             tl.store(exponents + row[:, None] * BLOCK_K + column[None, :], x)
             constant = tl.where(mass_a > low, power_a * mass_a + (power_a - 1) * of_row, low)
             tl.store(constants + row, constant.to(kind))
-            entries = tl.exp(x)
-            sums += tl.sum(entries, 0).to(tl.float64)
-            update = tl.abs(constant - power_a * tl.log(tl.sum(entries, 1)).to(tl.float64))
+            log_sum = _log_sum(x)
+            peak_b, total_b = _add_rows(peak_b, total_b, x)
+            update = tl.abs(constant - power_a * log_sum.to(tl.float64))
             largest = tl.maximum(largest, tl.max(tl.where(mass_a > low, update, 0), 0))
+        log_columns = peak_b.to(tl.float64) + tl.log(total_b.to(tl.float64))
         if PARTS > 1:
             of_all = tl.zeros([BLOCK_K], tl.float64) + largest
-            all_sums, all_largest = _share(sums, of_all, shared, arrived, exchange, part, column, PARTS, BLOCK_K)
-            sums, largest = tl.sum(all_sums, 0), tl.max(tl.max(all_largest, 0), 0)
+            log_sums, all_largest = _share(log_columns, of_all, shared, arrived, exchange, part, column, PARTS, BLOCK_K)
+            log_columns, largest = _log_sum(tl.trans(log_sums)), tl.max(tl.max(all_largest, 0), 0)
             exchange += 1
         constant_b = tl.where(has_b, power_b * mass_b + (power_b - 1) * of_column, low)
-        update = tl.abs(constant_b - power_b * tl.log(sums))
+        update = tl.abs(constant_b - power_b * log_columns)
         largest = tl.maximum(largest, tl.max(tl.where(has_b, update, 0), 0))
         before, after = after, before
         tl.debug_barrier()
@@ -234,18 +251,11 @@ def _solve(
                 for start in range(first_row, first_row + num_rows, BLOCK_N):
                     row = start + some_rows
                     x = tl.load(exponents + row[:, None] * BLOCK_K + column[None, :])
-                    y = x + change_b[None, :]
-                    peak_a = tl.max(y, 1)
-                    peak_a = tl.where(peak_a > low, peak_a, 0)
-                    log_sum = peak_a + tl.log(tl.sum(tl.exp(y - peak_a[:, None]), 1))
+                    log_sum = _log_sum(x + change_b[None, :])
                     constant = tl.load(constants + row)
                     change_a = tl.where(constant > low, constant - power_a.to(kind) * log_sum, low)
                     tl.store(constants + padded + row, change_a)
-                    y = x + change_a[:, None]
-                    new_peak = tl.maximum(peak_b, tl.max(y, 0))
-                    base = tl.where(new_peak > low, new_peak, 0)
-                    total_b = total_b * tl.exp(peak_b - base) + tl.sum(tl.exp(y - base[None, :]), 0)
-                    peak_b = new_peak
+                    peak_b, total_b = _add_rows(peak_b, total_b, x + change_a[:, None])
                 if PARTS > 1:
                     peak, total = _shared_log_sum(
                         *(peak_b.to(tl.float64), total_b.to(tl.float64), shared, arrived, exchange, part, column),

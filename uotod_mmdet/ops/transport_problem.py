@@ -60,9 +60,8 @@ class Problem(NamedTuple):
 
     def error(self, f: Tensor, g: Tensor) -> Tensor:
         """Largest change that the next update of f or of g would make, (B,)."""
-        plan = self.plan(f, g)
-        row_change = self.new_f(f - plan.sum(2).double().log()) - f
-        column_change = self.new_g(g - plan.sum(1).double().log()) - g
+        row_change = self.new_f(-(self.log_kernel + g[:, None, :]).logsumexp(2)) - f
+        column_change = self.new_g(-(self.log_kernel + f[:, :, None]).logsumexp(1)) - g
         return self.largest(row_change, column_change)
 
     def largest(self, of_rows: Tensor, of_columns: Tensor) -> Tensor:
