@@ -319,7 +319,7 @@ def test_each_flag_of_mmdets_tool_is_taken_in_its_form(tool):
         pytest.skip('this mmdet was installed without its tools')
     found, expected = parser_of(TOOLS / tool), parser_of(theirs)
     assert {name: found.get(name) for name in expected} == expected
-    more = {'train.py': {('--watch',), ('--tensorboard',)}, 'test.py': set()}
+    more = {'train.py': {('--quiet',), ('--watch',), ('--tensorboard',)}, 'test.py': {('--quiet',)}}
     assert found.keys() - expected.keys() == more[tool]
 
 

@@ -1,16 +1,26 @@
-"""Evaluate a checkpoint: ``python tools/test.py CONFIG CHECKPOINT [flags]``, the flags being those of mmdet's tool."""
+"""Evaluate a checkpoint: ``python tools/test.py CONFIG CHECKPOINT [flags]``.
+
+The flags are those of mmdet's tool, and ``--quiet``.
+"""
 
 import argparse
 from copy import deepcopy
+from pathlib import Path
 
 from mmdet.engine.hooks.utils import trigger_visualization_hook
 from mmdet.evaluation import DumpDetResults
-from mmdet.registry import RUNNERS
 from mmdet.utils import setup_cache_size_limit_of_dynamo
 from mmengine.config import Config
-from mmengine.runner import Runner
 
-from uotod_mmdet.launch import add_common_arguments, add_custom_hook, end_distributed, existing_file, load_config
+from uotod_mmdet.console import build_runner, plain_errors
+from uotod_mmdet.launch import (
+    add_common_arguments,
+    add_custom_hook,
+    default_work_dir,
+    end_distributed,
+    existing_file,
+    load_config,
+)
 
 # mmdet's defaults for configs without tta_model or tta_pipeline: the image and its mirror image, merged by NMS.
 TTA_MODEL = dict(type='DetTTAModel', tta_cfg=dict(nms=dict(type='nms', iou_threshold=0.5), max_per_img=100))
@@ -25,14 +35,14 @@ FLIP_AND_PACK = dict(
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description='Evaluate a detector')
+    parser = argparse.ArgumentParser(description='Evaluate a detector.')
     parser.add_argument('config', help='path of the config')
     parser.add_argument('checkpoint', help='path of the checkpoint')
     add_common_arguments(parser)
     parser.add_argument('--out', help='file (.pkl) for the predictions')
     parser.add_argument('--show', action='store_true', help='show the predictions in windows')
     parser.add_argument('--show-dir', help='folder, inside the work folder, for images with predictions drawn')
-    parser.add_argument('--wait-time', type=float, default=2, help='seconds that --show shows an image')
+    parser.add_argument('--wait-time', type=float, default=2, help='seconds that --show shows an image (%(default)s)')
     parser.add_argument(
         '--tta',
         action='store_true',
@@ -57,6 +67,11 @@ def augment(cfg: Config) -> None:
 
 def main() -> None:
     args = parse_args()
+    with plain_errors(args.quiet, Path(args.work_dir or default_work_dir(args))):
+        test(args)
+
+
+def test(args: argparse.Namespace) -> None:
     setup_cache_size_limit_of_dynamo()
     cfg = load_config(args)
     cfg.load_from = existing_file(args.checkpoint, 'checkpoint')
@@ -67,7 +82,7 @@ def main() -> None:
     if args.tta:
         augment(cfg)
 
-    runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    runner = build_runner(cfg, args.quiet)
     if args.out is not None:
         runner.test_evaluator.metrics.append(DumpDetResults(out_file_path=args.out))
     runner.test()

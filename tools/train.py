@@ -1,22 +1,24 @@
-"""Train a detector: ``python tools/train.py CONFIG [flags]``, the flags being those of mmdet's own tool and two more.
+"""Train a detector: ``python tools/train.py CONFIG [flags]``, the flags being those of mmdet's own tool and three more.
 
-    python tools/train.py CONFIG --watch --tensorboard
+    python tools/train.py CONFIG --quiet --watch --tensorboard
 
-draws and logs how a few training images are matched, and writes everything for TensorBoard, too.
+shows losses and metrics alone, draws and logs how a few training images are matched, and writes everything for
+TensorBoard, too.
 """
 
 import argparse
+from pathlib import Path
 
 import torch
-from mmdet.registry import RUNNERS
 from mmdet.utils import setup_cache_size_limit_of_dynamo
-from mmengine.runner import Runner
 
+from uotod_mmdet.console import build_runner, plain_errors
 from uotod_mmdet.launch import (
     add_common_arguments,
     add_custom_hook,
     add_tensorboard,
     build_train_loop,
+    default_work_dir,
     end_distributed,
     existing_file,
     load_config,
@@ -51,6 +53,11 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
+    with plain_errors(args.quiet, Path(args.work_dir or default_work_dir(args))):
+        train(args)
+
+
+def train(args: argparse.Namespace) -> None:
     setup_cache_size_limit_of_dynamo()
     cfg = load_config(args)
 
@@ -75,7 +82,7 @@ def main() -> None:
     if args.tensorboard:
         add_tensorboard(cfg)
 
-    runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    runner = build_runner(cfg, args.quiet)
     build_train_loop(runner)
     runner.train()
     end_distributed()

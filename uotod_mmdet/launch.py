@@ -2,6 +2,7 @@
 
 import argparse
 import atexit
+import copy
 import importlib.util
 import os
 import sys
@@ -25,8 +26,14 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
         '--cfg-options',
         nargs='+',
         action=DictAction,
-        help='settings that override those of the config: key=value pairs such as train_cfg.max_epochs=2; '
-        'lists as key="[a,b]" or key=a,b',
+        help='settings that override those of the config: key=value pairs such as train_cfg.max_epochs=2, which '
+        'shortens the schedules alike; lists as key="[a,b]" or key=a,b',
+    )
+    parser.add_argument(
+        '--quiet',
+        action='store_true',
+        help='show losses and metrics alone, and of an error of uotod_mmdet its sentence; the log in the work folder '
+        'has all',
     )
     parser.add_argument(
         '--launcher',
@@ -47,11 +54,62 @@ def load_config(args: argparse.Namespace) -> Config:
     cfg = Config.fromfile(existing_file(args.config, 'config'))
     cfg.launcher = args.launcher
     if args.cfg_options is not None:
+        planned = copy.deepcopy(cfg.get('train_cfg') or {})
         cfg.merge_from_dict(args.cfg_options)
-    cfg.work_dir = args.work_dir or cfg.get('work_dir') or str(Path('work_dirs') / Path(args.config).stem)
+        if not any(key.startswith('param_scheduler') for key in args.cfg_options):
+            follow_length(cfg, planned)
+    cfg.work_dir = args.work_dir or cfg.get('work_dir') or default_work_dir(args)
     if cfg.launcher == 'pytorch' and not torch.cuda.is_available():
         _use_cpu_processes(cfg)
     return cfg
+
+
+def default_work_dir(args: argparse.Namespace) -> str:
+    return str(Path('work_dirs') / Path(args.config).stem)
+
+
+def follow_length(cfg: Config, planned: dict) -> None:
+    """Stretch or shorten the schedules of a config whose training is not as long as planned, and say so.
+
+    Moved are begin, end, T_max and milestones of ``param_scheduler``, and begin and end of AssignerScheduleHook, where
+    they count what the length counts, epochs or iterations. A warm-up keeps its length. What mmdet's own hooks count
+    (the epoch in which a pipeline changes, say) stays.
+
+    Args:
+        cfg: The config with its new ``train_cfg``; changed in place.
+        planned: ``train_cfg`` of before.
+    """
+    unit = 'max_epochs' if 'max_epochs' in planned else 'max_iters'
+    old, new = planned.get(unit), (cfg.get('train_cfg') or {}).get(unit)
+    if not old or not new or old == new:
+        return
+    by_epoch = unit == 'max_epochs'
+    schedulers = cfg.get('param_scheduler') or []
+    schedulers = [schedulers] if isinstance(schedulers, dict) else schedulers
+    counted = [each for each in schedulers if each.get('by_epoch', True) == by_epoch]
+    hooks = [each for each in cfg.get('custom_hooks') or [] if _class_name(each) == 'AssignerScheduleHook']
+    hooks = [each for each in hooks if each.get('by_epoch') in (None, by_epoch)]
+    warm_ups = [each['end'] for each in counted if each.get('begin', 0) == 0 and each.get('end', old) < old]
+    warm = min(max(warm_ups, default=0), new)
+
+    def moved(step: int) -> int:
+        return min(step, new) if step <= warm else max(round(warm + (step - warm) * (new - warm) / (old - warm)), 1)
+
+    changed = False
+    for schedule in counted + hooks:
+        begin, before = schedule.get('begin', 0), dict(schedule)
+        if 'T_max' in schedule:
+            schedule['T_max'] = max(moved(begin + schedule['T_max']) - moved(begin), 1)
+        if 'milestones' in schedule:
+            schedule['milestones'] = sorted({moved(step) for step in schedule['milestones']})
+        for name in ('begin', 'end'):
+            if schedule.get(name) is not None:
+                schedule[name] = moved(schedule[name])
+        changed |= dict(schedule) != before
+    if isinstance(cfg.get('param_scheduler'), (list, tuple)):  # none that would begin after the end
+        cfg.param_scheduler = [each for each in schedulers if each not in counted or each.get('begin', 0) < new]
+    if changed and os.environ.get('RANK', '0') == '0':  # there is no logger yet
+        print(f'{unit} is {new}, the config was made for {old}: its schedules are scaled alike.')
 
 
 def existing_file(path: str, argument: str) -> str:
