@@ -20,9 +20,14 @@ help:
 env:
 	@$(PYTHON) tools/setup_env.py --venv '$(VENV)' $(if $(TORCH),--torch '$(TORCH)')
 
-demo: env
-	@'$(VENV)/bin/python' tools/train.py configs/color_boxes/gfl_tiny_soft.py --work-dir work_dirs/demo $(ARGS)
-	@'$(VENV)/bin/python' tools/show_run.py work_dirs/demo
+demo:
+	@echo '[1/3] The environment in $(VENV). The first time: 5 minutes of downloads, and 15 to compile mmcv on two cores.'
+	@$(MAKE) --no-print-directory env
+	@echo '[2/3] Training: 1200 images, 12 epochs of 75 iterations, about 8 minutes on two cores; "eta" is what is left.'
+	@'$(VENV)/bin/python' -W 'ignore:pkg_resources' tools/train.py configs/color_boxes/gfl_tiny_soft.py --quiet \
+		--work-dir work_dirs/demo $(ARGS)
+	@echo '[3/3] Drawing curves and detections: half a minute.'
+	@'$(VENV)/bin/python' -W ignore tools/show_run.py work_dirs/demo
 
 test: env
 	@OMP_NUM_THREADS=1 '$(VENV)/bin/python' -m pytest -n auto --dist worksteal $(ARGS)

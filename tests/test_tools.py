@@ -288,12 +288,6 @@ def test_testing_finds_the_detections_and_the_ap_of_the_last_validation(space, t
 
 def parser_of(path):
     """The flags of a tool: what tells how each is given and what it means when left out."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            argparse.ArgumentParser, 'parse_args', lambda parser, *args: (_ for _ in ()).throw(Caught(parser))
-        )
-        with pytest.raises(Caught) as caught:
-            runpy.run_path(str(path))['parse_args']()
     return {
         tuple(action.option_strings) or action.dest: (
             type(action).__name__,
@@ -304,8 +298,36 @@ def parser_of(path):
             action.choices,
             action.required,
         )
-        for action in caught.value.args[0]._actions
+        for action in actions_of(path)
     }
+
+
+def actions_of(path):
+    """What a tool gives its parser of arguments, those of its commands included."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            argparse.ArgumentParser, 'parse_args', lambda parser, *args: (_ for _ in ()).throw(Caught(parser))
+        )
+        patch.setattr(sys, 'argv', [str(path)])
+        patch.syspath_prepend(str(TOOLS))
+        with pytest.raises(Caught) as caught:
+            runpy.run_path(str(path), run_name='__main__')
+    actions = []
+    for action in caught.value.args[0]._actions:
+        commands = isinstance(action, argparse._SubParsersAction)
+        actions += [each for parser in action.choices.values() for each in parser._actions] if commands else [action]
+    return actions
+
+
+@pytest.mark.parametrize('path', sorted(TOOLS.glob('*.py')), ids=lambda path: path.name)
+def test_each_tool_tells_its_arguments_and_their_defaults(path):
+    if 'ArgumentParser(' not in path.read_text():
+        pytest.skip('a part of a tool')
+    for action in actions_of(path):
+        assert action.help, action.dest
+        with_value = action.nargs != 0 and action.option_strings and not isinstance(action, argparse._HelpAction)
+        if with_value and action.default is not None and action.help != argparse.SUPPRESS:
+            assert '%(default)s' in action.help or 'default:' in action.help, action.option_strings
 
 
 class Caught(Exception):

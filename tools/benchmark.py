@@ -55,8 +55,8 @@ def machine() -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description='Measure ours against others in one run')
     parser.add_argument('part', choices=('all', *PARTS), help='what to measure')
-    parser.add_argument('--repeats', type=int, default=15, help='rounds, each measuring every side once')
-    parser.add_argument('--device', choices=('cpu', 'cuda'), default='cpu')
+    parser.add_argument('--repeats', type=int, default=15, help='rounds, each measuring every side once (%(default)s)')
+    parser.add_argument('--device', choices=('cpu', 'cuda'), default='cpu', help='where to compute (%(default)s)')
     parser.add_argument('--json', type=Path, help='write the numbers to this file, too')
     parser.add_argument('--out', type=Path, help='write the tables to this Markdown file, too')
     args = parser.parse_args()

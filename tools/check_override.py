@@ -431,8 +431,8 @@ def check(names: Sequence[str]) -> list[Outcome]:
 
 def main(arguments: Optional[Sequence[str]] = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--match', help='only configs whose path matches this regular expression')
-    parser.add_argument('--sample', type=int, help='only so many of them, spread evenly')
+    parser.add_argument('--match', help='only configs whose path matches this regular expression; default: all')
+    parser.add_argument('--sample', type=int, help='only so many of them, spread evenly; default: all')
     parser.add_argument('--work', type=json.loads, help=argparse.SUPPRESS)
     parser.add_argument('--override', action='store_true', help=argparse.SUPPRESS)
     parser.add_argument('--to', help=argparse.SUPPRESS)

@@ -80,8 +80,8 @@ def differences(problem: tuple) -> dict[str, float] | None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('--problems', type=int, default=300)
-    parser.add_argument('--seed', type=int, default=0)
+    parser.add_argument('--problems', type=int, default=300, help='how many (%(default)s)')
+    parser.add_argument('--seed', type=int, default=0, help='seed of the problems (%(default)s)')
     args = parser.parse_args()
     warnings.filterwarnings('ignore')
     rng = np.random.default_rng(args.seed)

@@ -205,9 +205,11 @@ def main(arguments: Optional[list[str]] = None) -> int:
         metavar='TYPE[:ARG=VALUE,...]',
         help='assigners of uotod_mmdet, such as HungarianAssigner or "BalancedSinkhornAssigner:reg=0.05"',
     )
-    parser.add_argument('--rows', type=int, default=20, help='predictions to show at most, those matched most')
+    parser.add_argument(
+        '--rows', type=int, default=20, help='predictions to show at most, those matched most (%(default)s)'
+    )
     parser.add_argument('--text', action='store_true', help='print the numbers')
-    parser.add_argument('--out', type=Path, default=Path('matching.png'), help='the picture')
+    parser.add_argument('--out', type=Path, default=Path('matching.png'), help='the picture (%(default)s)')
     args = parser.parse_args(arguments)
     if args.rows < 1:
         parser.error(f'--rows must be at least 1, got {args.rows}')

@@ -111,9 +111,13 @@ def ap_names(val: dict[float, dict]) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('work_dir', type=Path, help='--work-dir of a run of tools/train.py')
-    parser.add_argument('--checkpoint', type=Path, help='default: the last one of the run')
-    parser.add_argument('--images', type=int, default=4, help='how many validation images to draw')
-    parser.add_argument('--score-thr', type=float, default=0.3, help='lowest score of a detection that is drawn')
+    parser.add_argument(
+        '--checkpoint', type=Path, help='weights to draw detections with; default: the last checkpoint of the run'
+    )
+    parser.add_argument('--images', type=int, default=4, help='how many validation images to draw (%(default)s)')
+    parser.add_argument(
+        '--score-thr', type=float, default=0.3, help='lowest score of a detection that is drawn (%(default)s)'
+    )
     parser.add_argument(
         '--plans',
         nargs='?',
@@ -121,7 +125,9 @@ def main() -> None:
         choices=('webp', 'gif', 'png'),
         help='join the pictures of PlanVisualizationHook: an animation (webp, the default, or gif) or a strip (png)',
     )
-    parser.add_argument('--width', type=int, default=1000, help='largest width of a picture of --plans, pixels')
+    parser.add_argument(
+        '--width', type=int, default=1000, help='largest width of a picture of --plans, pixels (%(default)s)'
+    )
     args = parser.parse_args()
     for name in ('images', 'width'):
         if getattr(args, name) < 1:

@@ -35,7 +35,9 @@ def parse_args() -> argparse.Namespace:
     run.add_argument('--threads', type=int, default=1, help='threads of each run (%(default)s)')
     run.add_argument('--retry-failed', action='store_true', help='do failed runs again')
     run.add_argument('--fresh', action='store_true', help='do runs of other versions of the code again')
-    run.add_argument('--work-dir', type=Path, default=WORK_DIR, help='folder for logs and checkpoints')
+    run.add_argument(
+        '--work-dir', type=Path, default=WORK_DIR, help='folder for logs and checkpoints; default: work_dirs/study'
+    )
 
     report = commands.add_parser('report', help='write evidence.md and its plots from the results')
     report.add_argument('studies', type=Path, nargs='*', help='study files; default: all of studies/')

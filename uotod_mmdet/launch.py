@@ -39,9 +39,9 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
         '--launcher',
         choices=['none', 'pytorch', 'slurm', 'mpi'],
         default='none',
-        help='how the processes of a distributed run were started; tools/dist_train.sh uses pytorch',
+        help='how the processes of a distributed run were started; tools/dist_train.sh uses pytorch (%(default)s)',
     )
-    parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help='set by the launcher')
+    parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help='set by the launcher (%(default)s)')
 
 
 def load_config(args: argparse.Namespace) -> Config:
