@@ -42,7 +42,7 @@ NATIVE = Extension(
 
 
 class BuildWithConfigs(build_py):
-    """Puts into the package what `mim` and `uotod_mmdet::` in `_base_` look for: .mim with configs, tools and index."""
+    """Puts into the package what `mim` looks for: .mim with configs, tools and their index."""
 
     def run(self) -> None:
         super().run()

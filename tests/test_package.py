@@ -18,7 +18,6 @@ import uotod_mmdet
 from uotod_mmdet.ops import native
 
 ROOT = Path(__file__).resolve().parent.parent
-CONFIGS = {str(path.relative_to(ROOT)) for path in (ROOT / 'configs').glob('[!_]*/*.py')}
 INDEX = yaml.safe_load((ROOT / 'model-index.yml').read_text())
 METAFILES = [yaml.safe_load((ROOT / name).read_text()) for name in INDEX['Import']]
 MODELS = {model['Name']: model for metafile in METAFILES for model in metafile['Models']}
@@ -107,37 +106,13 @@ def test_pure_wheel_requires_nothing_that_mmdet_forks_replace(installed):
     assert sorted(required) == ['filelock', 'numpy', 'packaging', 'scipy', 'tqdm']
 
 
-def without_scopes(config):
-    """A config without what mmengine adds to the parts that come from another package."""
-    if isinstance(config, list):
-        return [without_scopes(part) for part in config]
-    if not isinstance(config, dict):
-        return config
-    return {name: without_scopes(part) for name, part in config.items() if name != '_scope_'}
-
-
 @pytest.mark.slow
-def test_config_inherits_from_the_installed_package(tmp_path, installed):
-    (tmp_path / 'own.py').write_text("_base_ = 'uotod_mmdet::color_boxes/gfl_tiny_soft.py'\nmax_epochs = 3\n")
-    script = """
-import json, uotod_mmdet
-from mmengine.config import Config
-from mmengine.hub import get_config
-print(json.dumps([
-    uotod_mmdet.__file__,
-    Config.fromfile('own.py').to_dict(),
-    get_config('uotod_mmdet::color_boxes/gfl_tiny_soft.py').to_dict(),
-]))
-"""
-    env = {**os.environ, 'PYTHONPATH': str(installed), 'UOTOD_NATIVE': '0'}
-    command = [sys.executable, '-W', 'ignore', '-c', script]
-    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    file, inherited, read = json.loads(done.stdout.splitlines()[-1])
-    assert file == str(installed / 'uotod_mmdet' / '__init__.py')
-    expected = json.loads(json.dumps(Config.fromfile(ROOT / 'configs/color_boxes/gfl_tiny_soft.py').to_dict()))
-    assert read == expected
-    assert without_scopes(inherited) == {**without_scopes(expected), 'max_epochs': 3}
+@pytest.mark.parametrize('name', ['color_boxes/gfl_tiny_soft.py', 'coco/gfl_r50_fpn_1x_soft.py'])
+def test_config_inherits_from_a_copy_of_the_installed_configs(tmp_path, installed, name):
+    shutil.copytree(installed / 'uotod_mmdet' / '.mim' / 'configs', tmp_path / 'uotod_configs')  # as README says
+    own = tmp_path / 'own.py'
+    own.write_text(f"_base_ = 'uotod_configs/{name}'\nown = 1\n")
+    assert Config.fromfile(own).to_dict() == {**Config.fromfile(ROOT / 'configs' / name).to_dict(), 'own': 1}
 
 
 @pytest.mark.slow
@@ -185,8 +160,11 @@ def test_compiled_part_that_does_not_load_is_reported_with_the_reason(monkeypatc
         assert native._load() is None
 
 
-def test_index_lists_every_config_once():
-    assert sorted(model['Config'] for model in MODELS.values()) == sorted(CONFIGS)
+def test_index_lists_every_config_beside_a_metafile_once():
+    metafiles = sorted((ROOT / 'configs').glob('*/metafile.yml'))
+    assert INDEX['Import'] == [str(path.relative_to(ROOT)) for path in metafiles]
+    configs = {str(path.relative_to(ROOT)) for metafile in metafiles for path in metafile.parent.glob('*.py')}
+    assert {model['Config'] for model in MODELS.values()} == configs
     assert len(MODELS) == sum(len(metafile['Models']) for metafile in METAFILES)
     for name, model in MODELS.items():
         assert Path(model['Config']).stem == name == name.lower()  # mim asks for names in lower case

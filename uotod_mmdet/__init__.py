@@ -5,13 +5,10 @@ from .versions import check_versions
 
 check_versions()
 
-from mmengine.config.utils import MODULE2PACKAGE  # noqa: E402  (the check comes first)
-
-from .checkpoint import allow_own_checkpoints  # noqa: E402
+from .checkpoint import allow_own_checkpoints  # noqa: E402  (the check comes first)
 from .registry import share_with_mmdet  # noqa: E402
 
 allow_own_checkpoints()
 share_with_mmdet()
-MODULE2PACKAGE.setdefault('uotod_mmdet', 'uotod_mmdet')  # `_base_ = 'uotod_mmdet::...'` reads an installed package's
 
 __all__ = ['__version__']
