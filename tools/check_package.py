@@ -24,6 +24,7 @@ import setup_env
 
 FOLDER = setup_env.ROOT / 'build' / 'check_package'
 ENV = {name: value for name, value in os.environ.items() if not name.startswith(('PYTHON', 'UOTOD'))}
+MMDET = 'mmdet>=3.3,<3.4'
 CONFIG = Path(__file__).with_name('check_package_config.py')
 
 # Does not import uotod_mmdet before the end: its prefix in a config is enough.
@@ -57,7 +58,7 @@ def make_environment(folder: Path) -> Path:
         setup.env = setup_env.probe(setup.python)
         for step in (setup.check, setup.install_torch, setup.install_mmengine, setup.install_mmcv):
             step()
-        setup.install(setup_env.MMDET)
+        setup.install(MMDET)
     return setup.python
 
 
