@@ -113,7 +113,8 @@ def main() -> Optional[str]:
         for package in packages:
             print(check(python, package.resolve(strict=True)), flush=True)
     except (setup_env.SetupError, OSError) as error:
-        return f'check_package: {error}'
+        log = getattr(error, 'log', None)
+        return f'check_package: {error}{f" See {log}." if log else ""}'
     return None
 
 
