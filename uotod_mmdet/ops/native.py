@@ -21,6 +21,7 @@ from typing import Any, NamedTuple, Optional
 
 import torch
 from torch import Tensor
+from torch.backends.cpu import get_cpu_capability
 from torch.nn import Parameter
 
 from .deferred import is_traced
@@ -28,7 +29,9 @@ from .deferred import is_traced
 
 def _load() -> Optional[ctypes.CDLL]:
     spec = importlib.util.find_spec('uotod_mmdet._native')
-    old_cpu = platform.machine() in ('x86_64', 'AMD64') and torch.backends.cpu.get_cpu_capability() == 'DEFAULT'
+    # On x86 it is compiled for AVX2 and FMA, which a CPU without them ends the process for. torch names that DEFAULT,
+    # before torch 2.9 NO AVX.
+    old_cpu = platform.machine() in ('x86_64', 'AMD64') and not get_cpu_capability().startswith('AVX')
     if spec is None or old_cpu or os.environ.get('UOTOD_NATIVE') == '0':
         return None
     try:
@@ -37,11 +40,12 @@ def _load() -> Optional[ctypes.CDLL]:
         library.uotod_sources.restype = ctypes.c_int64
         if library.uotod_sources() == zlib.crc32(b''.join(path.read_bytes() for path in sources)):
             return library
-    except (OSError, AttributeError):  # built for another system, or long ago
-        pass
+        reason = 'was built from other sources'
+    except (OSError, AttributeError) as error:  # built for another system, or long ago
+        reason = f'does not load ({error})'
     warnings.warn(
-        f'uotod_mmdet: {spec.origin} was built from other sources or for another system and is not used, which costs '
-        'time on a CPU. Build it again: make env, or pip install --no-build-isolation -e .',
+        f'uotod_mmdet: {spec.origin} {reason} and is not used, which costs time on a CPU. Remove that file and build '
+        'it again: make env, or pip install --no-build-isolation -e .',
         stacklevel=2,
     )
     return None
