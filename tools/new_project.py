@@ -2,8 +2,8 @@
 
     python tools/new_project.py DATA
 
-DATA is in COCO, Pascal VOC or YOLO format. A table says what is in it. The config and the annotations, as COCO files, go
-to projects/<name of DATA>; DATA itself is not changed. The last line is the command to run next.
+DATA is in COCO, Pascal VOC or YOLO format. A table says what is in it. The config and the annotations, as COCO files,
+go to projects/<name of DATA>; DATA itself is not changed. The last line is the command to run next.
 """
 
 import argparse

@@ -10,7 +10,14 @@ from mmdet.utils import setup_cache_size_limit_of_dynamo
 from mmengine.config import Config
 from mmengine.runner import Runner
 
-from uotod_mmdet.launch import add_common_arguments, add_custom_hook, end_distributed, existing_file, load_config
+from uotod_mmdet.launch import (
+    add_common_arguments,
+    add_custom_hook,
+    build_test_loop,
+    end_distributed,
+    existing_file,
+    load_config,
+)
 
 # mmdet's defaults for configs without tta_model or tta_pipeline: the image and its mirror image, merged by NMS.
 TTA_MODEL = dict(type='DetTTAModel', tta_cfg=dict(nms=dict(type='nms', iou_threshold=0.5), max_per_img=100))
@@ -68,6 +75,7 @@ def main() -> None:
         augment(cfg)
 
     runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    build_test_loop(runner)
     if args.out is not None:
         runner.test_evaluator.metrics.append(DumpDetResults(out_file_path=args.out))
     runner.test()
