@@ -114,8 +114,8 @@ def test_missing_test_data_end_the_test_with_what_to_set(tmp_path, monkeypatch):
     monkeypatch.setenv('BCCD_ROOT', str(tmp_path / 'nowhere'))
     torch.save(dict(state_dict={}), tmp_path / 'none.pth')
     message = (
-        rf"The XMLDataset of test_dataloader is not at data_root='{tmp_path}/nowhere': there is no .*test\.txt\. Set the "
-        'environment variable BCCD_ROOT to the folder of the data set, or data_root and ann_file of '
+        rf"The XMLDataset of test_dataloader is not at data_root='{tmp_path}/nowhere': there is no .*test\.txt\. Set "
+        'the environment variable BCCD_ROOT to the folder of the data set, or data_root and ann_file of '
         r'test_dataloader\.dataset, and ann_file of test_evaluator\.'
     )
     with pytest.raises(FileNotFoundError, match=message):

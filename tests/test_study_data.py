@@ -86,7 +86,7 @@ def test_missing_folder_is_answered_with_what_to_set(monkeypatch, tmp_path):
     with pytest.raises(StudyError, match='set the environment variable FRUIT to the folder'):
         find_folder('${FRUIT}')
     monkeypatch.setenv('FRUIT', str(tmp_path / 'nowhere'))
-    with pytest.raises(StudyError, match='there is no folder .*nowhere; give one in COCO or Pascal VOC format'):
+    with pytest.raises(StudyError, match='there is no folder .*nowhere; give one in COCO, Pascal VOC or YOLO format'):
         find_folder('${FRUIT}')
 
 

@@ -611,8 +611,8 @@ def test_missing_bccd_folder_ends_training_with_what_to_set(space, tmp_path, mon
     place = 'data/BCCD' if root is None else str(tmp_path / root)
     assert done.stdout.splitlines()[-1].endswith(
         f"The XMLDataset of train_dataloader is not at data_root='{place}': there is no "
-        f'{place}/ImageSets/Main/trainval.txt. Set the environment variable BCCD_ROOT to the folder of the data set, or '
-        'data_root and ann_file of train_dataloader.dataset.'
+        f'{place}/ImageSets/Main/trainval.txt. Set the environment variable BCCD_ROOT to the folder of the data set, '
+        'or data_root and ann_file of train_dataloader.dataset.'
     )
 
 

@@ -33,14 +33,24 @@ def read_yolo(folder: Path) -> Layout:
     box.
 
     Raises:
-        StudyError: If a line is no box in shares of the image, or of a class that has no name.
+        StudyError: If there are no images, or a line is no box in shares of the image, or of a class without a name.
     """
     names = _class_names(folder)
     lists = {split: _listed(folder, split) for split in ('train', 'val', 'test')}
     images, annotations, unusable = [], [], []
     ids: dict[str, list[int]] = dict(train=[], val=[], test=[])
     largest = -1
-    for number, path in enumerate(_image_files(folder), start=1):
+    files = _image_files(folder)
+    if not files:
+        raise StudyError(
+            f'{folder.name}: there are labels of YOLO, but no images in a folder named images, beside labels and built '
+            'like it.'
+        )
+    expected = {_label_file(folder, path) for path in files}
+    for label in sorted(label for labels in _label_folders(folder) for label in labels.rglob('*.txt')):
+        if label not in expected and label.name != 'classes.txt':
+            unusable.append(f'{folder.name}: {label.relative_to(folder)} has no image.')
+    for number, path in enumerate(files, start=1):
         try:
             image = describe(folder, path, number)
         except StudyError as error:
