@@ -4,13 +4,18 @@ import json
 import shlex
 import shutil
 import sys
+from pathlib import Path
 
 import cv2
+import mmdet
 import numpy as np
 import pytest
+import torch
+import yaml
 from mmdet.registry import DATASETS
 from mmengine.config import Config
 from test_tools import ROOT, TOOLS, call_tool, scalars
+from tiny_models import build, loss_of
 
 sys.path.insert(0, str(TOOLS))
 import new_project  # noqa: E402
@@ -106,7 +111,7 @@ def test_yolo_folder_becomes_a_config_that_trains_by_the_last_line(tmp_path, mon
     lines = call(monkeypatch, capsys, folder, '--out', out, '--epochs', 2).splitlines()
     assert {path: path.stat().st_mtime_ns for path in folder.rglob('*')} == before
     start, command = lines[-1].split(': ')
-    assert start == 'Train, and evaluate every 1 epochs'
+    assert start == 'Train, and evaluate every epoch'
     python, tool, config = shlex.split(command)
     assert python == 'python' and tool.endswith('tools/train.py')
     work_dir = tmp_path / 'work'
@@ -152,6 +157,26 @@ def test_config_loads_from_anywhere_and_holds_what_was_found(tmp_path, monkeypat
         item = dataset[0]
         assert item['inputs'].shape[1:] == (128 * HEIGHT // WIDTH, 128) and len(item['data_samples'].gt_instances) == 3
     assert cfg.val_evaluator.ann_file == cfg.test_evaluator.ann_file == str(out / 'val.json')
+
+
+@pytest.mark.slow
+def test_full_size_config_takes_the_weights_of_mmdets_metafile_and_trains(tmp_path, monkeypatch, capsys):
+    printed = call(monkeypatch, capsys, write_yolo(tmp_path / 'data'), '--out', tmp_path / 'out', '--full-size')
+    assert 'GFL R50 from COCO weights' in printed and '12 epochs of 8 images' in printed
+    cfg = Config.fromfile(tmp_path / 'out/data_gfl_r50_soft.py')
+    metafile = Path(mmdet.__file__).parent / '.mim/configs/gfl/metafile.yml'
+    if metafile.is_file():
+        models = {model['Name']: model for model in yaml.safe_load(metafile.read_text())['Models']}
+        assert cfg.load_from == models['gfl_r50_fpn_1x_coco']['Weights']
+    assert cfg.model.bbox_head.num_classes == 3 and cfg.model.train_cfg.assigner.type == 'uotod_mmdet.dense_soft'
+    assert cfg.optim_wrapper.optimizer.lr == 0.01 / 4 and cfg.param_scheduler[1].milestones == [8, 11]
+    dataset = DATASETS.build(cfg.train_dataloader.dataset)
+    items = [dataset[index] for index in range(2)]
+    cfg.dump(tmp_path / 'dump.py')
+    model = Config.fromfile(tmp_path / 'dump.py').model
+    assert model == cfg.model
+    loss = loss_of(build(model), {key: [item[key] for item in items] for key in ('inputs', 'data_samples')})
+    assert torch.isfinite(loss)
 
 
 def test_project_inside_the_checkout_inherits_by_relative_paths(tmp_path):

@@ -91,6 +91,9 @@ def test_missing_folder_is_answered_with_what_to_set(monkeypatch, tmp_path):
 
 
 def test_folder_without_annotations_is_refused(tmp_path, monkeypatch):
+    with pytest.raises(StudyError, match='the folder is empty; give one in COCO, Pascal VOC or YOLO format'):
+        read_folder(tmp_path)
+    (tmp_path / 'notes.txt').write_text('Nothing here.')
     with pytest.raises(SystemExit, match='there are no annotations: neither Annotations/.*xml .* nor a train.json'):
         call(monkeypatch, 'run', '--data', tmp_path, '--work-dir', tmp_path / 'work')
     write_coco(tmp_path, dict(train=2), where='train.json')
