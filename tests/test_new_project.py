@@ -143,6 +143,16 @@ def test_three_formats_of_the_same_boxes_give_the_same_project(tmp_path, monkeyp
         assert all(together[key] == pytest.approx(expected[key], abs=2e-3) for key in expected)
 
 
+def test_quotes_in_a_folder_are_no_end_of_a_string(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    call(monkeypatch, capsys, write_yolo(tmp_path / "Anna's" / 'a "b" \'c\''), '--out', "Anna's/out")
+    cfg = Config.fromfile("Anna's/out/a_b_c_gfl_tiny_soft.py")
+    assert len(DATASETS.build(cfg.train_dataloader.dataset)) == 8
+    call(monkeypatch, capsys, tmp_path / "Anna's" / 'a "b" \'c\'')
+    cfg = Config.fromfile('projects/a_b_c/a_b_c_gfl_tiny_soft.py')
+    assert len(DATASETS.build(cfg.val_dataloader.dataset)) == 2
+
+
 def test_config_loads_from_anywhere_and_holds_what_was_found(tmp_path, monkeypatch, capsys):
     out = tmp_path / 'out'
     call(monkeypatch, capsys, write_yolo(tmp_path / 'data'), '--out', out)

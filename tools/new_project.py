@@ -138,6 +138,11 @@ def choose(data: Data, epochs: int | None = None, full_size: bool = False) -> Ch
     )
 
 
+def name_of(folder: Path) -> str:
+    """Name of the project of a data folder: letters of any script, digits and underscores."""
+    return re.sub(r'\W+', '_', folder.name).strip('_') or 'project'
+
+
 def val_interval(choice: Choice) -> int:
     """Epochs from one evaluation to the next."""
     return 1 if choice.full_size else max(1, choice.epochs // 10)
@@ -145,12 +150,12 @@ def val_interval(choice: Choice) -> int:
 
 def write_project(data: Data, choice: Choice, out: Path, preset: str) -> Path:
     """Write annotations, data.py and the config into ``out``; path of the config."""
-    name = re.sub(r'\W+', '_', data.folder.name).strip('_') or 'project'
+    name = name_of(data.folder)
     out.mkdir(parents=True, exist_ok=True)
     for split, ids in data.splits.items():
         content = to_coco(data.images, data.annotations, ids, data.classes)
         (out / f'{split}.json').write_text(json.dumps(content))
-    (out / 'data.py').write_text(fill_template(data, choice), encoding='utf-8')
+    (out / 'data.py').write_text(fill_template(data, choice, out), encoding='utf-8')
     configs = ROOT / 'configs'
     if out.resolve().is_relative_to(ROOT) and not choice.full_size:
         configs = Path(os.path.relpath(configs, out.resolve()))
@@ -171,12 +176,13 @@ def write_project(data: Data, choice: Choice, out: Path, preset: str) -> Path:
     return config
 
 
-def fill_template(data: Data, choice: Choice) -> str:
+def fill_template(data: Data, choice: Choice, out: Path) -> str:
     """The COCO template with its five fields filled."""
+    here = str(out.resolve()) if "'" in str(out.resolve()) else '{{ fileDirname }}'  # mmengine puts it in unescaped
     fields = dict(
         data_root=str(data.folder),
-        train=('{{ fileDirname }}/train.json', ''),
-        val=('{{ fileDirname }}/val.json', ''),
+        train=(f'{here}/train.json', ''),
+        val=(f'{here}/val.json', ''),
         classes=tuple(data.classes),
         img_scale=(choice.scale, choice.scale),
     )
@@ -238,7 +244,7 @@ def make_project(args: argparse.Namespace) -> None:
         StudyError: If the data cannot be used, or the project is there already.
     """
     folder = find_folder(args.data)
-    out = args.out or Path('projects') / folder.name
+    out = args.out or Path('projects') / name_of(folder)
     if out.exists() and not args.overwrite:
         raise StudyError(f'--out: {out} is there already; give another folder, or --overwrite to replace its files.')
     data = inspect(folder)

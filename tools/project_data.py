@@ -79,7 +79,8 @@ def inspect(folder: Path) -> Data:
         split_by = f'the folder has none: one image of {min(SHARE, len(images))} by a checksum of its name'
     counts = Counter(annotation['category'] for annotation in annotations)
     names = {image['id']: image['file_name'] for image in images}
-    both = [names[number] for number in splits['val'] if copies[number] & set(splits['train'])]
+    train = set(splits['train'])
+    both = [names[number] for number in splits['val'] if copies[number] & train]
     empty = ids - {annotation['image_id'] for annotation in annotations}
     problems = [
         Problem('images that do not open or are missing', 'left out', unusable),
@@ -168,7 +169,8 @@ def _split(images: list[dict], annotations: list[dict]) -> dict[str, list[int]]:
         classes[annotation['image_id']].add(annotation['category'])
 
     def shared(fold: list[int]) -> int:
-        inside, outside = (set().union(*(classes[n] for n in classes if (n in fold) == side)) for side in (True, False))
+        sides = set(fold), set(classes) - set(fold)
+        inside, outside = (set().union(*(classes[number] for number in side)) for side in sides)
         return len(inside & outside)
 
     val = max(folds, key=shared)
