@@ -19,7 +19,7 @@ from tiny_models import build, loss_of
 
 sys.path.insert(0, str(TOOLS))
 import new_project  # noqa: E402
-from project_data import inspect  # noqa: E402
+from project_data import describe_data, inspect  # noqa: E402
 from study_data import read_folder  # noqa: E402
 from study_file import StudyError  # noqa: E402
 
@@ -287,6 +287,14 @@ def test_image_in_both_splits_is_told(tmp_path):
     write_yolo(tmp_path, 2, '{}/val')
     found = {problem.what: problem.where for problem in inspect(tmp_path).problems}
     assert found['images that are in train and val'] == ['images/val/фото 0.png', 'images/val/фото 1.png']
+
+
+def test_images_of_a_third_split_are_told(tmp_path):
+    for split, count in (('train', 4), ('val', 2), ('test', 3)):
+        write_yolo(tmp_path, count, f'{{}}/{split}')
+    data = inspect(tmp_path)
+    assert {split: len(ids) for split, ids in data.splits.items()} == dict(train=4, val=2)
+    assert '      3  images in neither train nor val (not used; a test split, say)' in describe_data(data)
 
 
 def test_split_made_by_the_tool_never_changes_and_shares_the_classes(tmp_path):

@@ -199,6 +199,9 @@ def describe_data(data: Data) -> str:
     for what, done, where in data.problems:
         shown = ', '.join(where[:EXAMPLES]) + (', ...' if len(where) > EXAMPLES else '')
         lines.append(f'{len(where):7}  {what}{f" ({done}): {shown}" if where else ""}')
+    unused = len({image['id'] for image in data.images} - set().union(*data.splits.values()))
+    if unused:
+        lines.append(f'{unused:7}  images in neither train nor val (not used; a test split, say)')
     missing = {split: [name for name in data.classes if not counts[split][name]] for split in counts}
     if missing['train']:
         lines.append(f'Not in train, so never detected: {", ".join(missing["train"])}.')
