@@ -86,11 +86,14 @@ def test_missing_folder_is_answered_with_what_to_set(monkeypatch, tmp_path):
     with pytest.raises(StudyError, match='set the environment variable FRUIT to the folder'):
         find_folder('${FRUIT}')
     monkeypatch.setenv('FRUIT', str(tmp_path / 'nowhere'))
-    with pytest.raises(StudyError, match='there is no folder .*nowhere; give one in COCO or Pascal VOC format'):
+    with pytest.raises(StudyError, match='there is no folder .*nowhere; give one in COCO, Pascal VOC or YOLO format'):
         find_folder('${FRUIT}')
 
 
 def test_folder_without_annotations_is_refused(tmp_path, monkeypatch):
+    with pytest.raises(StudyError, match='the folder is empty; give one in COCO, Pascal VOC or YOLO format'):
+        read_folder(tmp_path)
+    (tmp_path / 'notes.txt').write_text('Nothing here.')
     with pytest.raises(SystemExit, match='there are no annotations: neither Annotations/.*xml .* nor a train.json'):
         call(monkeypatch, 'run', '--data', tmp_path, '--work-dir', tmp_path / 'work')
     write_coco(tmp_path, dict(train=2), where='train.json')

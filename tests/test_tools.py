@@ -630,9 +630,12 @@ def test_missing_bccd_folder_ends_training_with_what_to_set(space, tmp_path, mon
         monkeypatch.setenv('BCCD_ROOT', str(tmp_path / root))
     done = run_tool(space, 'train.py', ROOT / BCCD_CONFIGS[1], '--work-dir', tmp_path / 'work')
     assert done.returncode == 1
-    last = done.stdout.splitlines()[-1]
-    assert 'The BCCD data set is not at ' in last and 'set the environment variable BCCD_ROOT to the folder' in last
-    assert root is None or str(tmp_path / root) in last
+    place = 'data/BCCD' if root is None else str(tmp_path / root)
+    assert done.stdout.splitlines()[-1].endswith(
+        f"The XMLDataset of train_dataloader is not at data_root='{place}': there is no "
+        f'{place}/ImageSets/Main/trainval.txt. Set the environment variable BCCD_ROOT to the folder of the data set, '
+        'or data_root and ann_file of train_dataloader.dataset.'
+    )
 
 
 @pytest.fixture(scope='module')

@@ -1,4 +1,4 @@
-"""Data sets of studies: a COCO or VOC folder as COCO annotation files, with folds where the study asks for them."""
+"""Data sets of studies: a COCO, VOC or YOLO folder as COCO annotation files, with folds where the study has them."""
 
 import hashlib
 import json
@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mmengine.config import Config
-from study_coco import read_coco
+from study_coco import Layout, read_coco
 from study_file import Run, StudyError
 from study_voc import is_voc, read_voc
+from study_yolo import is_yolo, read_yolo
 
 
 class Annotated(NamedTuple):
@@ -38,24 +39,40 @@ def find_folder(name: str) -> Path:
     if missing:
         raise StudyError(f'folder {name!r}: set the environment variable {missing[0]} to the folder of the data set.')
     if not path.is_dir():
-        raise StudyError(f'folder {name!r}: there is no folder {path}; give one in COCO or Pascal VOC format.')
+        raise StudyError(f'folder {name!r}: there is no folder {path}; give one in COCO, Pascal VOC or YOLO format.')
     return path.absolute()
 
 
-def read_folder(folder: Path) -> Annotated:
-    """Read a folder in COCO or Pascal VOC format; boxes without area are left out.
+def read_layout(folder: Path) -> tuple[str, Layout]:
+    """The format of a folder, 'COCO', 'Pascal VOC' or 'YOLO', and all that it holds, unchecked.
 
     Raises:
-        StudyError: If it holds no annotations, names images that are not there, or has an empty split.
+        StudyError: If it is empty, in none of these formats, or its annotations cannot be understood.
     """
-    images, annotations, splits = (read_voc if is_voc(folder) else read_coco)(folder)
-    usable = [a for a in annotations if a['bbox'][2] >= 1 and a['bbox'][3] >= 1]
+    if not any(folder.iterdir()):
+        raise StudyError(f'{folder.name}: the folder is empty; give one in COCO, Pascal VOC or YOLO format.')
+    for name, is_format, read in (('Pascal VOC', is_voc, read_voc), ('YOLO', is_yolo, read_yolo)):
+        if is_format(folder):
+            return name, read(folder)
+    return 'COCO', read_coco(folder)
+
+
+def read_folder(folder: Path) -> Annotated:
+    """Read a folder in COCO, Pascal VOC or YOLO format; boxes without area are left out.
+
+    Raises:
+        StudyError: See :func:`read_layout`; or an image is missing or does not open, or a split is empty.
+    """
+    _, found = read_layout(folder)
+    if found.unusable:
+        raise StudyError(found.unusable[0])
+    usable = [a for a in found.annotations if a['bbox'][2] >= 1 and a['bbox'][3] >= 1]
     if not usable:
         raise StudyError(f'{folder.name}: no annotation holds a box of at least one pixel; there is nothing to learn.')
-    for split, ids in splits.items():
+    for split, ids in found.splits.items():
         if not ids:
             raise StudyError(f'{folder.name}: the split {split!r} holds no images; fill it, or remove its file.')
-    return Annotated(images, usable, splits, len(annotations) - len(usable))
+    return Annotated(found.images, usable, found.splits, len(found.annotations) - len(usable))
 
 
 def split_folds(images: list[dict], folds: int, group: str | None = None) -> list[list[int]]:
@@ -114,7 +131,7 @@ def write_files(data: dict, files: Path) -> tuple[str, str]:
     files.mkdir(parents=True, exist_ok=True)
     digest = hashlib.sha256()
     for split, ids in splits.items():
-        content = _coco(found, ids, names)
+        content = to_coco(found.images, found.annotations, ids, names)
         if split.endswith('val') and not content['annotations']:
             raise StudyError(f'{folder.name}: no image of the validation split {split!r} holds an object.')
         text = json.dumps(content)
@@ -126,15 +143,16 @@ def write_files(data: dict, files: Path) -> tuple[str, str]:
     return f'{folder.name}: {how}, {words}.{dropped}', digest.hexdigest()[:12]
 
 
-def _coco(found: Annotated, ids: list[int], names: list[str]) -> dict[str, Any]:
+def to_coco(images: list[dict], annotations: list[dict], ids: list[int], names: list[str]) -> dict[str, Any]:
+    """The content of a COCO annotation file of the images with these ids; classes in the order of ``names``."""
     chosen = set(ids)
-    annotations = []
-    for annotation in found.annotations:
+    kept: list[dict] = []
+    for annotation in annotations:
         if annotation['image_id'] in chosen:
             box = annotation['bbox']
-            annotations.append(
+            kept.append(
                 dict(
-                    id=len(annotations) + 1,  # pycocotools takes 0 for 'no match'
+                    id=len(kept) + 1,  # pycocotools takes 0 for 'no match'
                     image_id=annotation['image_id'],
                     category_id=names.index(annotation['category']) + 1,
                     bbox=box,
@@ -143,8 +161,8 @@ def _coco(found: Annotated, ids: list[int], names: list[str]) -> dict[str, Any]:
                 )
             )
     return dict(
-        images=[image for image in found.images if image['id'] in chosen],
-        annotations=annotations,
+        images=[image for image in images if image['id'] in chosen],
+        annotations=kept,
         categories=[dict(id=index, name=name) for index, name in enumerate(names, start=1)],
     )
 

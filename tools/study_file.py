@@ -173,9 +173,12 @@ def to_plain(value: Any) -> Any:
 
 
 def without_paths(value: Any) -> Any:
-    """The value of a config without the places of the data."""
+    """The value of a config without the places of the data; Color Boxes with its defaults, written or not."""
     if isinstance(value, dict):
-        return {key: without_paths(item) for key, item in value.items() if key not in PATHS}
+        kept = {key: without_paths(item) for key, item in value.items() if key not in PATHS}
+        if value.get('type') == 'uotod_mmdet.ColorBoxesDataset':
+            kept = dict(size='small', split='val' if value.get('test_mode') else 'train') | kept
+        return kept
     if isinstance(value, (list, tuple)):
         return [without_paths(item) for item in value]
     return value

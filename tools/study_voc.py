@@ -3,7 +3,7 @@
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
-from study_coco import describe, index_images, locate
+from study_coco import Layout, describe, index_images, locate
 from study_file import StudyError
 
 
@@ -11,41 +11,55 @@ def is_voc(folder: Path) -> bool:
     return any((folder / 'Annotations').glob('*.xml'))
 
 
-def read_voc(folder: Path) -> tuple[list[dict], list[dict], dict[str, list[int]]]:
-    """Images, annotations and splits of a VOC folder.
+def read_voc(folder: Path) -> Layout:
+    """Read a VOC folder.
 
     Where trainval and test are listed, these are 'train' and 'val'; else train and val are. Difficult objects are
     'iscrowd': neither learnt nor missed.
 
     Raises:
-        StudyError: If a file cannot be read, an image is missing, or a split names what is not annotated.
+        StudyError: If an annotation file cannot be read, or a split names what is not annotated.
     """
     index = index_images(folder)
-    images, annotations, ids = [], [], {}
+    images, annotations, unusable, ids = [], [], [], {}
     for number, path in enumerate(sorted((folder / 'Annotations').glob('*.xml')), start=1):
         try:
             root = ET.parse(path).getroot()
-            objects = [
-                (obj.findtext('name'), _box(obj), int(obj.findtext('difficult') or 0)) for obj in root.iter('object')
-            ]
+            objects = [(_name(obj), _box(obj), int(obj.findtext('difficult') or 0)) for obj in root.iter('object')]
         except (ET.ParseError, TypeError, ValueError, AttributeError) as error:
             raise StudyError(f'{folder.name}: {path.name} is no Pascal VOC annotation ({error}).') from error
-        # The name of the annotation file is the image's; what is written inside is often of another place.
-        images.append(describe(folder, locate(folder, index, [path.stem, root.findtext('filename') or '']), number))
+        ids[path.stem] = None
+        try:
+            # The name of the annotation file is the image's; what is written inside is often of another place.
+            place = locate(folder, index, [path.stem, root.findtext('filename') or ''])
+            images.append(describe(folder, place, number))
+        except StudyError as error:
+            unusable.append(str(error))
+            continue
         ids[path.stem] = number
         annotations += [dict(image_id=number, category=name, bbox=box, iscrowd=hard) for name, box, hard in objects]
-    lists = {path.stem: path.read_text().split() for path in (folder / 'ImageSets' / 'Main').glob('*.txt')}
+    classes = sorted({annotation['category'] for annotation in annotations})
+    lists = {path.stem: path.read_text().split('\n') for path in (folder / 'ImageSets' / 'Main').glob('*.txt')}
     pairs = (('trainval', 'test'), ('train', 'val'), ('train', 'test'))
     pair = next((pair for pair in pairs if all(name in lists for name in pair)), None)
     if pair is None:
-        return images, annotations, dict(train=sorted(ids.values()))
+        usable = sorted(number for number in ids.values() if number is not None)
+        return Layout(images, annotations, dict(train=usable), classes, unusable)
     splits = {}
     for ours, name in zip(('train', 'val'), pair):
-        unknown = [image for image in lists[name] if image not in ids]
+        listed = [image.strip() for image in lists[name] if image.strip()]
+        unknown = [image for image in listed if image not in ids]
         if unknown:
             raise StudyError(f'{folder.name}: ImageSets/Main/{name}.txt names {unknown[0]!r}, which has no annotation.')
-        splits[ours] = sorted(ids[image] for image in lists[name])
-    return images, annotations, splits
+        splits[ours] = sorted({ids[image] for image in listed if ids[image] is not None})
+    return Layout(images, annotations, splits, classes, unusable)
+
+
+def _name(obj: ET.Element) -> str:
+    name = (obj.findtext('name') or '').strip()
+    if not name:
+        raise ValueError('an object has no name')
+    return name
 
 
 def _box(obj: ET.Element) -> list[float]:

@@ -16,6 +16,7 @@ from uotod_mmdet.console import build_runner, plain_errors
 from uotod_mmdet.launch import (
     add_common_arguments,
     add_custom_hook,
+    build_test_loop,
     default_work_dir,
     end_distributed,
     existing_file,
@@ -83,6 +84,7 @@ def test(args: argparse.Namespace) -> None:
         augment(cfg)
 
     runner = build_runner(cfg, args.quiet)
+    build_test_loop(runner)
     if args.out is not None:
         runner.test_evaluator.metrics.append(DumpDetResults(out_file_path=args.out))
     runner.test()

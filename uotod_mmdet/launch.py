@@ -5,6 +5,7 @@ import atexit
 import copy
 import importlib.util
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -165,9 +166,12 @@ def build_train_loop(runner: Runner) -> None:
     Raises:
         ValueError: If no annotation of the training set can be used (see :class:`~uotod_mmdet.hooks.DatasetFitHook`),
             or its images do not fill a batch.
+        FileNotFoundError: If its annotations are not there, with what to set.
     """
     try:
         empty = len(runner.train_loop.dataloader) == 0
+    except FileNotFoundError as error:
+        raise FileNotFoundError(_where_data_should_be(error, runner.cfg, 'train')) from error
     except (AssertionError, IndexError, ValueError, ZeroDivisionError) as error:
         dataset_cfg = _unfiltered(runner.cfg.train_dataloader.dataset)
         try:
@@ -182,6 +186,37 @@ def build_train_loop(runner: Runner) -> None:
             f'The training set holds {len(dataset)} images, fewer than batch_size={loader.get("batch_size")}, and '
             'drop_last=True leaves no batch: lower train_dataloader.batch_size or leave drop_last out.'
         )
+
+
+def build_test_loop(runner: Runner) -> None:
+    """Build the test data as ``runner.test()`` does first.
+
+    Raises:
+        FileNotFoundError: If its annotations are not there, with what to set.
+    """
+    try:
+        _ = runner.test_loop
+    except FileNotFoundError as error:
+        raise FileNotFoundError(_where_data_should_be(error, runner.cfg, 'test')) from error
+
+
+def _where_data_should_be(error: FileNotFoundError, cfg: Config, split: str) -> str:
+    """A sentence on a missing annotation file: which data set, and which variable or key of the config names it."""
+    dataset = cfg[f'{split}_dataloader'].dataset
+    while 'dataset' in dataset:  # of a data set around another one
+        dataset = dataset['dataset']
+    root = dataset.get('data_root') or ''
+    variables = [
+        name
+        for name, default in re.findall(r'\{\{[\'"]?\s*\$(\w+)\s*:\s*(\S*?)\s*[\'"]?\}\}', cfg.text or '')
+        if root and root.startswith(os.environ.get(name, default))
+    ]
+    evaluator = '' if split == 'train' else f', and ann_file of {split}_evaluator'
+    variable = f'the environment variable {variables[0]} to the folder of the data set, or ' if variables else ''
+    return (
+        f'The {_class_name(dataset)} of {split}_dataloader is not at data_root={root!r}: there is no '
+        f'{error.filename or error}. Set {variable}data_root and ann_file of {split}_dataloader.dataset{evaluator}.'
+    )
 
 
 def _unfiltered(dataset_cfg: dict) -> dict:

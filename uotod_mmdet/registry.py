@@ -19,7 +19,7 @@ from mmengine.logging import print_log
 SCOPE = 'uotod_mmdet'
 
 
-def _keyword_names(cls: type) -> Optional[list[str]]:
+def keyword_names(cls: type) -> Optional[list[str]]:
     """Keywords that ``cls(...)`` takes, those it hands on to its bases by ``**kwargs`` included; None if unknown."""
     names, open_ended = [], True
     bases: tuple[Any, ...] = cls.__mro__[:-1]  # all but object
@@ -35,7 +35,7 @@ def _keyword_names(cls: type) -> Optional[list[str]]:
 
 def _name_unknown_arguments(cls: Any) -> None:
     """Make the error of ``cls(...)`` for an unknown keyword list the known ones."""
-    init, known = cls.__init__, _keyword_names(cls)
+    init, known = cls.__init__, keyword_names(cls)
     if known is None:
         return
 

@@ -2,23 +2,9 @@
 # initial epochs, in which ATSSAssigner is kept, the plan is that of task alignment: each ground truth holds what mmdet
 # gives it, 13 predictions' worth, inside its box.
 _base_ = 'mmdet::tood/tood_r50_fpn_1x_coco.py'
+from uotod_mmdet.assigners import preset  # noqa: E402
 
 model = dict(
     bbox_head=dict(type='uotod_mmdet.TOODHead'),
-    train_cfg=dict(
-        assigner=dict(
-            _delete_=True,
-            type='uotod_mmdet.UnbalancedSinkhornAssigner',
-            match_costs=[
-                dict(type='uotod_mmdet.TaskAlignmentCost', alpha=1.0, beta=6.0),
-                dict(type='uotod_mmdet.InsideGTCost', weight=200.0),
-            ],
-            gt_mass=13,
-            reg=0.1,
-            reg_pred=None,
-            reg_target=100.0,
-            normalize_cost=False,
-            tol=0.05,
-        ),
-    ),
+    train_cfg=dict(assigner=dict(_delete_=True, **preset('alignment_soft'))),
 )

@@ -7,6 +7,19 @@ from .foreign import ForeignAssigner, batch_matcher, check_assigner
 from .hungarian import HungarianAssigner
 from .matching import Matching
 from .ota import OTAAssigner
+from .presets import (
+    PRESETS,
+    RECOMMENDED,
+    alignment_soft,
+    anchor_sinkhorn,
+    dense_sinkhorn,
+    dense_sinkhorn_small,
+    dense_soft,
+    point_soft,
+    preset,
+    query_soft,
+    recommended,
+)
 from .sinkhorn import BalancedSinkhornAssigner, UnbalancedSinkhornAssigner
 from .soft_min import SoftMinAssigner
 from .weighted_sum import WeightedSumAssigner
@@ -19,10 +32,21 @@ __all__ = [
     'HungarianAssigner',
     'Matching',
     'OTAAssigner',
+    'PRESETS',
+    'RECOMMENDED',
     'SoftMinAssigner',
     'TransportAssigner',
     'UnbalancedSinkhornAssigner',
     'WeightedSumAssigner',
+    'alignment_soft',
+    'anchor_sinkhorn',
     'batch_matcher',
     'check_assigner',
+    'dense_sinkhorn',
+    'dense_sinkhorn_small',
+    'dense_soft',
+    'point_soft',
+    'preset',
+    'query_soft',
+    'recommended',
 ]

@@ -18,6 +18,7 @@ from uotod_mmdet.registry import TASK_UTILS
 
 from .match_inputs import checked_mask, checked_mass, gives_probabilities
 from .matching import Matching, harden, on_ignored, read_hard
+from .presets import how_to_name
 
 
 class TransportAssigner(BaseAssigner):
@@ -47,7 +48,7 @@ class TransportAssigner(BaseAssigner):
 
     def __init__(
         self,
-        match_costs: Union[dict, Sequence[dict]],
+        match_costs: Union[dict, Sequence[dict]] = (),
         background: bool = True,
         background_cost: float = 0.0,
         box_source: str = 'auto',
@@ -57,7 +58,10 @@ class TransportAssigner(BaseAssigner):
     ) -> None:
         costs: list[Any] = list(match_costs) if isinstance(match_costs, (list, tuple)) else [match_costs]
         if not costs:
-            raise ValueError("match_costs is empty: give at least one cost, such as dict(type='IoUCost')")
+            raise ValueError(
+                f"match_costs is empty: {type(self).__name__} needs at least one cost, such as dict(type='IoUCost'). "
+                f'Or {how_to_name()}'
+            )
         if box_source not in BOX_SOURCES:
             raise ValueError(f'box_source must be one of {BOX_SOURCES}, got {box_source!r}')
         for cost in costs:

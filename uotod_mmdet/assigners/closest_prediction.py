@@ -38,7 +38,7 @@ class ClosestPredictionAssigner(TransportAssigner):
 
     def __init__(
         self,
-        match_costs: Union[dict, Sequence[dict]],
+        match_costs: Union[dict, Sequence[dict]] = (),
         threshold: Optional[float] = None,
         uniform_background: bool = False,
         **kwargs: Any,

@@ -119,7 +119,7 @@ class BalancedSinkhornAssigner(TransportAssigner):
 
     def __init__(
         self,
-        match_costs: Union[dict, Sequence[dict]],
+        match_costs: Union[dict, Sequence[dict]] = (),
         reg: Optional[float] = None,
         reg_dimless: float = 0.12,
         normalize_cost: bool = True,
@@ -209,7 +209,7 @@ class UnbalancedSinkhornAssigner(BalancedSinkhornAssigner):
 
     def __init__(
         self,
-        match_costs: Union[dict, Sequence[dict]],
+        match_costs: Union[dict, Sequence[dict]] = (),
         reg_pred: Optional[float] = 1e3,
         reg_target: Optional[float] = 1e-2,
         **kwargs: Any,

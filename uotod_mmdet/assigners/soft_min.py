@@ -41,7 +41,7 @@ class SoftMinAssigner(TransportAssigner):
 
     def __init__(
         self,
-        match_costs: Union[dict, Sequence[dict]],
+        match_costs: Union[dict, Sequence[dict]] = (),
         source: str = 'target',
         reg: float = 0.1,
         background_weight: float = 1.0,

@@ -26,8 +26,8 @@ class WeightedSumAssigner(TransportAssigner):
 
     def __init__(
         self,
-        match_costs: Union[dict, Sequence[dict]],
-        strategies: Sequence[dict],
+        match_costs: Union[dict, Sequence[dict]] = (),
+        strategies: Sequence[dict] = (),
         weights: Optional[Sequence[float]] = None,
         normalize: bool = True,
         **kwargs: Any,
@@ -35,7 +35,11 @@ class WeightedSumAssigner(TransportAssigner):
         super().__init__(match_costs, **kwargs)
         strategies = [strategies] if isinstance(strategies, dict) else list(strategies)
         weights = [1.0] * len(strategies) if weights is None else list(weights)
-        if not strategies or len(weights) != len(strategies):
+        if not strategies:
+            raise ValueError(
+                "strategies is empty: give at least one, such as dict(type='uotod_mmdet.HungarianAssigner')"
+            )
+        if len(weights) != len(strategies):
             raise ValueError(f'weights must hold one number for each strategy, got {weights} for {len(strategies)}')
         normalize = switch('normalize', normalize)
         weights = [number(f'weights[{index}]', weight, at_least=0) for index, weight in enumerate(weights)]

@@ -261,7 +261,7 @@ class ColorBoxesDataset(CocoDataset):
     """Color Boxes; made on first use.
 
     Args:
-        split: 'train' or 'val'.
+        split: 'train' or 'val'; None: 'val' with ``test_mode``, else 'train'.
         size: 'full' (4800 train, 960 val images), 'small' (1200, 200) or 'mini' (16, 8).
         seed: Seed of the data, not of the training.
         data_root: Folder for all sizes and seeds; see :func:`make_color_boxes`.
@@ -278,12 +278,14 @@ class ColorBoxesDataset(CocoDataset):
 
     def __init__(
         self,
-        split: str = 'train',
+        split: str | None = None,
         size: str = 'small',
         seed: int = 0,
         data_root: str | Path = 'data/color_boxes',
         **kwargs: Any,
     ) -> None:
+        if split is None:
+            split = 'val' if kwargs.get('test_mode') else 'train'
         ann_file = Path(annotation_file(data_root, size, seed, split))
         self._make_arguments = (data_root, size, seed)
         super().__init__(

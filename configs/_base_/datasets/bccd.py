@@ -1,14 +1,6 @@
 # BCCD, 364 images of blood cells in Pascal VOC format (github.com/Shenggan/BCCD_Dataset), at half their size.
 # BCCD_ROOT names the folder that holds JPEGImages, Annotations and ImageSets.
 data_root = '{{$BCCD_ROOT:data/BCCD}}'
-try:
-    open(f'{data_root}/ImageSets/Main/trainval.txt').close()
-except OSError as error:
-    raise FileNotFoundError(
-        f'The BCCD data set is not at {data_root!r}: set the environment variable BCCD_ROOT to the folder that holds '
-        'JPEGImages, Annotations and ImageSets, as in BCCD_ROOT=data/BCCD python tools/train.py ...'
-    ) from error
-
 num_classes = 3
 metainfo = dict(classes=('RBC', 'WBC', 'Platelets'), palette=[(220, 60, 60), (90, 90, 220), (230, 200, 60)])
 img_scale = (320, 240)

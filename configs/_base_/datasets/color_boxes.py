@@ -1,4 +1,5 @@
-# Color Boxes, small: 1200 images to train on, 200 to evaluate, at half their size. Made on first use in data_root.
+# Color Boxes, small: 1200 images to train on, 200 to evaluate, at half their size. Made on first use in data_root. Only
+# keys that every data set of mmdet takes, so that a config that inherits this may name another type and data_root.
 data_root = 'data/color_boxes'
 num_classes = 20
 img_scale = (250, 200)
@@ -28,8 +29,6 @@ train_dataloader = dict(
     dataset=dict(
         type='uotod_mmdet.ColorBoxesDataset',
         data_root=data_root,
-        size='small',
-        split='train',
         pipeline=train_pipeline,
     ),
 )
@@ -42,8 +41,6 @@ val_dataloader = dict(
     dataset=dict(
         type='uotod_mmdet.ColorBoxesDataset',
         data_root=data_root,
-        size='small',
-        split='val',
         test_mode=True,
         pipeline=test_pipeline,
     ),
