@@ -1,0 +1,75 @@
+"""The manual: every class of ours is in the reference, and every message that it explains is one of the package."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+from uotod_mmdet import registry
+
+ROOT = Path(__file__).resolve().parent.parent
+DOCS = ROOT / 'docs'
+OURS = [getattr(registry, name) for name in dir(registry) if isinstance(getattr(registry, name), registry.Registry)]
+
+
+def documented():
+    """Paths of the objects that the pages of the reference show."""
+    pages = (DOCS / 'api').glob('*.md')
+    return {path for page in pages for path in re.findall(r'^::: (\S+)$', page.read_text(encoding='utf-8'), re.M)}
+
+
+def registered():
+    """Our classes in the registries, without those that tests or users registered."""
+    for ours in OURS:
+        ours.import_from_location()
+        for name, cls in ours.module_dict.items():
+            if cls.__module__.startswith('uotod_mmdet.'):
+                yield name, cls
+
+
+def test_every_registered_class_is_in_the_reference():
+    assert {ours.name for ours in OURS} == {'model', 'task util', 'dataset', 'hook'}
+    classes = dict(registered())
+    assert len(classes) > 45
+    missing = [
+        name
+        for name, cls in classes.items()
+        if '.'.join([*cls.__module__.split('.')[:2], name]) not in documented()
+    ]
+    assert not missing, f'Add them to a page of docs/api: {missing}'
+
+
+def test_what_the_reference_shows_has_a_docstring():
+    for path in documented():
+        module, name = path.rsplit('.', 1)
+        found = getattr(__import__(module, fromlist=[name]), name)
+        assert found.__doc__, path
+
+
+def texts(path):
+    """Texts of a Python file but docstrings, as they are printed, between the values that are put into them."""
+    nodes = list(ast.walk(ast.parse(path.read_text(encoding='utf-8'))))
+    docstrings = {node.value for node in nodes if isinstance(node, ast.Expr)}
+    for node in nodes:
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and node not in docstrings:
+            yield node.value
+
+
+@pytest.fixture(scope='module')
+def all_texts():
+    files = [path for folder in ('uotod_mmdet', 'tools', 'configs') for path in (ROOT / folder).rglob('*.py')]
+    return [text for path in files for text in texts(path)]
+
+
+MESSAGES = re.findall(r'^### `(.+?)`$', (DOCS / 'troubleshooting.md').read_text(encoding='utf-8'), re.M)
+
+
+@pytest.mark.parametrize('message', MESSAGES)
+def test_message_of_the_page_on_troubleshooting_is_in_the_code(message, all_texts):
+    assert any(message in text for text in all_texts), f'No text of uotod_mmdet, tools or configs holds {message!r}.'
+
+
+def test_troubleshooting_explains_many_messages_each_once():
+    assert len(MESSAGES) > 50
+    assert len(set(MESSAGES)) == len(MESSAGES)
