@@ -1,7 +1,11 @@
 """The manual: every class of ours is in the reference, and every message that it explains is one of the package."""
 
 import ast
+import importlib.util
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -33,9 +37,7 @@ def test_every_registered_class_is_in_the_reference():
     classes = dict(registered())
     assert len(classes) > 45
     missing = [
-        name
-        for name, cls in classes.items()
-        if '.'.join([*cls.__module__.split('.')[:2], name]) not in documented()
+        name for name, cls in classes.items() if '.'.join([*cls.__module__.split('.')[:2], name]) not in documented()
     ]
     assert not missing, f'Add them to a page of docs/api: {missing}'
 
@@ -73,3 +75,20 @@ def test_message_of_the_page_on_troubleshooting_is_in_the_code(message, all_text
 def test_troubleshooting_explains_many_messages_each_once():
     assert len(MESSAGES) > 50
     assert len(set(MESSAGES)) == len(MESSAGES)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec('mkdocs') is None, reason='the extra docs is not installed')
+def test_the_manual_builds_without_a_warning_and_fetches_nothing(tmp_path):
+    command = [sys.executable, '-m', 'mkdocs', 'build', '--strict', '--site-dir', str(tmp_path)]
+    env = {**os.environ, 'NO_MKDOCS_2_WARNING': '1'}
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    pages = {path: path.read_text(encoding='utf-8') for path in tmp_path.rglob('*.html')}
+    reference = ''.join(text for path, text in pages.items() if path.parent.name == 'api')
+    for name, cls in registered():
+        assert f'id="{".".join([*cls.__module__.split(".")[:2], name])}"' in reference
+    for path, text in pages.items():
+        assert not re.search(
+            r'<(?:script|img|iframe)[^>]* src="?(?:https?:)?//|<link[^>]* href="?(?:https?:)?//', text
+        ), path

@@ -40,7 +40,7 @@ class DetectionLoss(nn.Module):
 
     With plan P (a prediction matched whole to one thing has row sum 1) the loss is::
 
-        sum_i sum_j P[i, j] (loss_cls(c_i, c_j) + loss_bbox(b_i, b_j)) + sum_i P[i, background] loss_cls(c_i, background)
+        sum_i sum_j P[i, j] (loss_cls(c_i, c_j) + loss_bbox(b_i, b_j)) + sum_i P[i, bg] loss_cls(c_i, bg)
 
     computed on the pairs that the plan uses only (De Plaen et al., CVPR 2023; uotod's ``DetectionLoss``). No gradient
     flows through the plan.
