@@ -1,6 +1,7 @@
 """The manual: every class of ours is in the reference, and every message that it explains is one of the package."""
 
 import ast
+import importlib
 import importlib.util
 import os
 import re
@@ -45,7 +46,7 @@ def test_every_registered_class_is_in_the_reference():
 def test_what_the_reference_shows_has_a_docstring():
     for path in documented():
         module, name = path.rsplit('.', 1)
-        found = getattr(__import__(module, fromlist=[name]), name)
+        found = getattr(importlib.import_module(module), name)
         assert found.__doc__, path
 
 
@@ -70,6 +71,15 @@ MESSAGES = re.findall(r'^### `(.+?)`$', (DOCS / 'troubleshooting.md').read_text(
 @pytest.mark.parametrize('message', MESSAGES)
 def test_message_of_the_page_on_troubleshooting_is_in_the_code(message, all_texts):
     assert any(message in text for text in all_texts), f'No text of uotod_mmdet, tools or configs holds {message!r}.'
+
+
+def test_what_the_manual_includes_is_there():
+    """Here, too, without mkdocs: who renames a heading of README.md should learn of it at once."""
+    pages = ''.join(page.read_text(encoding='utf-8') for page in DOCS.glob('*.md'))
+    included = re.findall(r'^<!-- include (\S+): (.+?)(?: \| (?:table|python))? -->$', pages, re.M)
+    assert included
+    for path, heading in included:
+        assert heading in (ROOT / path).read_text(encoding='utf-8').splitlines(), f'{path} has no heading {heading!r}'
 
 
 def test_troubleshooting_explains_many_messages_each_once():
