@@ -1,4 +1,4 @@
-"""Every snippet of README.md, CONTRIBUTING.md and the manual: configs are built, Python runs, commands exist.
+"""Every snippet of the pages at the root and of the manual: configs are built, Python runs, commands exist.
 
 ``<!-- not run: REASON -->`` before a block of Python leaves it out.
 """
@@ -19,7 +19,8 @@ from mmengine.config import Config
 from mmengine.registry import VISBACKENDS
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = [ROOT / 'README.md', ROOT / 'CONTRIBUTING.md', *sorted((ROOT / 'docs').rglob('*.md'))]
+ROOT_PAGES = 'README.md', 'CONTRIBUTING.md', 'CHANGELOG.md'
+PAGES = [*(ROOT / name for name in ROOT_PAGES), *sorted((ROOT / 'docs').rglob('*.md'))]
 NOTEBOOKS = sorted((ROOT / 'docs').rglob('*.ipynb'))
 FENCED = re.compile(r'^( *)```(\w*)[^\n]*\n(.*?)^\1```$', re.MULTILINE | re.DOTALL)
 INDENTED = re.compile(r'(?:^ {4}\S.*\n)(?:^(?: {4}.*)?\n)*', re.MULTILINE)
