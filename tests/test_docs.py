@@ -82,9 +82,12 @@ def test_what_the_manual_includes_is_there():
         assert heading in (ROOT / path).read_text(encoding='utf-8').splitlines(), f'{path} has no heading {heading!r}'
 
 
-def test_troubleshooting_explains_many_messages_each_once():
+def test_troubleshooting_says_cause_and_fix_of_many_messages_each_once():
     assert len(MESSAGES) > 50
     assert len(set(MESSAGES)) == len(MESSAGES)
+    for section in re.split(r'^(?=##)', (DOCS / 'troubleshooting.md').read_text(encoding='utf-8'), flags=re.M):
+        if section.startswith('### `'):
+            assert '**Cause.** ' in section and '**Fix.** ' in section, section
 
 
 @pytest.mark.slow
