@@ -5,7 +5,7 @@ VENV ?= .venv
 TORCH ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test quick lint sanitize package clean
+.PHONY: help env demo test quick lint sanitize docs package clean
 
 help:
 	@echo 'make demo    train a tiny detector with optimal-transport matching and show its AP and pictures'
@@ -13,6 +13,7 @@ help:
 	@echo 'make quick   run the fast tests: those that train nothing and start no other process'
 	@echo 'make lint    check style, format and types: ruff, mypy, clang-format'
 	@echo 'make sanitize  run the tests of the compiled part under the address and undefined-behaviour sanitizers'
+	@echo 'make docs    build the manual into site/; site/index.html is its first page'
 	@echo 'make package  build the packages in dist, and install and train with each in an environment of its own'
 	@echo 'make env     make the Python environment in $(VENV) (the others do this first, if it is missing)'
 	@echo 'make clean   remove build products and work_dirs'
@@ -60,6 +61,10 @@ sanitize: env
 		{ echo 'make sanitize: the compiled part with the sanitizers is not loaded (is UOTOD_NATIVE=0 set?).' >&2; exit 1; }
 	@$(SANITIZER) '$(VENV)/bin/pytest' -p no:cacheprovider tests/test_native.py $(ARGS)
 
+# On the PATH for ruff, which wraps the signatures of the reference. The variable hides an advertisement of another tool.
+docs: env
+	@PATH='$(abspath $(VENV))/bin':"$$PATH" NO_MKDOCS_2_WARNING=1 '$(VENV)/bin/python' -m mkdocs build --strict $(ARGS)
+
 # The sdist, then from it a wheel with the compiled part and one for any system. libgomp stays outside: it is torch's, and
 # a second one would bring threads of its own.
 package: env
@@ -75,5 +80,5 @@ package: env
 	@'$(VENV)/bin/python' tools/check_package.py dist/*
 
 clean:
-	rm -rf build dist work_dirs *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf build dist site work_dirs *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find uotod_mmdet configs tools tests -name __pycache__ -prune -exec rm -rf {} +

@@ -93,5 +93,10 @@ setup(
         # Bounded: each version of a formatter formats a little differently.
         'lint': ['ruff>=0.17,<0.18', 'mypy>=2.4,<2.5', 'clang-format>=23,<24'],
         'plots': ['matplotlib', 'tensorboard'],
+        # Bounded: what warns fails the build, and each version warns of something else. ruff wraps signatures.
+        'docs': [
+            *('mkdocs>=1.6,<2', 'mkdocs-material>=9.6,<10', 'mkdocstrings>=1.0,<2', 'mkdocstrings-python>=2.0,<3'),
+            *('nbconvert>=7.16,<8', 'ruff>=0.17,<0.18'),
+        ],
     },
 )

@@ -410,7 +410,7 @@ class Setup:
     def install_packages(self) -> None:
         if 'mmdet' not in self.env['foreign']:
             self.install(MMDET)
-        self.install('--no-build-isolation', '-e', f'{ROOT}[tests,lint,plots]')
+        self.install('--no-build-isolation', '-e', f'{ROOT}[tests,lint,plots,docs]')
 
     def verify(self) -> None:
         code = (

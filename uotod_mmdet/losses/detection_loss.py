@@ -36,12 +36,11 @@ POSITIONS = ('last', 'first', 'none')
 
 @MODELS.register_module()
 class DetectionLoss(nn.Module):
-    r"""Match predictions with ground truths, then sum the losses of the plan.
+    """Match predictions with ground truths, then sum the losses of the plan.
 
-    With plan P (a prediction matched whole to one thing has row sum 1) the loss is
+    With plan P (a prediction matched whole to one thing has row sum 1) the loss is::
 
-    .. math::
-        \sum_i \sum_j P_{ij} (L_{cls}(c_i, c_j) + L_{bbox}(b_i, b_j)) + \sum_i P_{i,bg} L_{cls}(c_i, bg)
+        sum_i sum_j P[i, j] (loss_cls(c_i, c_j) + loss_bbox(b_i, b_j)) + sum_i P[i, bg] loss_cls(c_i, bg)
 
     computed on the pairs that the plan uses only (De Plaen et al., CVPR 2023; uotod's ``DetectionLoss``). No gradient
     flows through the plan.

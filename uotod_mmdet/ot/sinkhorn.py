@@ -42,14 +42,23 @@ CONSTRAINT = 1e8
 
 
 class SinkhornResult(NamedTuple):
-    """A plan and how far the iteration got, for each problem of the batch."""
+    """A plan and how far the iteration got, for each problem of the batch.
 
-    plan: Tensor  # (B, N, K)
-    f: Tensor  # (B, N) potentials of the rows in units of reg, float64, -inf on empty rows
-    g: Tensor  # (B, K) potentials of the columns, likewise
-    num_iter: Tensor  # (B,) iterations done
-    error: Tensor  # (B,) largest change that another update would make to f or g: of a row or column, relative
-    converged: Tensor  # (B,) bool, error <= tol
+    Attributes:
+        plan: (B, N, K).
+        f: Potentials of the rows in units of reg, (B, N), float64, -inf on empty rows.
+        g: Potentials of the columns, likewise, (B, K).
+        num_iter: Iterations done, (B,).
+        error: Largest change that another update would make to f or g, of a row or column, relative; (B,).
+        converged: Whether error <= tol, (B,) bool.
+    """
+
+    plan: Tensor
+    f: Tensor
+    g: Tensor
+    num_iter: Tensor
+    error: Tensor
+    converged: Tensor
 
 
 def sinkhorn(
