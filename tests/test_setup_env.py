@@ -372,6 +372,17 @@ def test_failed_compile_shows_what_the_compiler_said_and_leaves_nothing(stub, mo
     assert list(folder.iterdir()) == []
 
 
+@pytest.mark.parametrize(('standard', 'flags'), [('17', '-std=c++17'), ('20', '-std=c++17 -std=c++20')])
+def test_mmcv_is_compiled_with_the_standard_that_torch_needs(stub, monkeypatch, tmp_path, standard, flags):
+    monkeypatch.setenv('CXX', 'echo')
+    (tmp_path / 'Python.h').touch()
+    header = f'#error C++{standard} or later compatible compiler is required to use ATen.'
+    setup = stub(f'test "$1" = -c && echo "{header}" || {{ $CXX -c x.cpp -std=c++17; exit 3; }}')
+    with pytest.raises(setup_env.SetupError):
+        setup.compile_mmcv('mmcv==2.1.0', tmp_path / 'wheels', 'cpu')
+    assert f'-c x.cpp {flags}\n' in setup.log.read_text()
+
+
 @pytest.mark.slow
 def test_stopped_setup_stops_what_it_started(stub, tmp_path):
     alive = tmp_path / 'alive'

@@ -465,6 +465,7 @@ class Setup:
             'MMCV_WITH_OPS': '1',
             'FORCE_CUDA': str(int(ops == 'cuda')),
             'CXX': compiler,
+            **self.newer_standard(compiler, build),
             'TMPDIR': str(build),  # /tmp may be small
             'PATH': f'{self.python.parent}:{os.environ.get("PATH", "")}',  # ninja
         }
@@ -476,6 +477,23 @@ class Setup:
             return store_wheel(next(build.glob('*mmcv-*.whl')), folder)
         finally:
             shutil.rmtree(build, ignore_errors=True)
+
+    def newer_standard(self, compiler: str, build: Path) -> dict:
+        """Return the environment that makes mmcv's setup.py, which asks for C++17, compile for a torch that needs more.
+
+        The last ``-std`` on a command line wins, and setup.py's own comes after all that its variables can add.
+        """
+        header = (
+            'import pathlib, torch; print((pathlib.Path(torch.__file__).parent / "include/ATen/ATen.h").read_text())'
+        )
+        needed = re.search(r'#error C\+\+(\d+) or later', ask(self.python, header).stdout)
+        if needed is None or needed[1] == '17':
+            return {}
+        flag = f'-std=c++{needed[1]}'
+        wrapper = build / 'c++'
+        wrapper.write_text(f'#!/bin/sh\nexec {compiler} "$@" {flag}\n')
+        wrapper.chmod(0o755)
+        return {'CXX': str(wrapper), 'NVCC_APPEND_FLAGS': f'{os.environ.get("NVCC_APPEND_FLAGS", "")} {flag}'.strip()}
 
     def install_packages(self) -> None:
         if 'mmdet' not in self.env['foreign']:
