@@ -1,7 +1,9 @@
-# The Python that makes the environment, the environment's folder, and a torch version (empty: the installed one, or
-# the default of tools/setup_env.py).
+# The Python that makes the environment, the lineage of mmengine, mmcv and mmdet (openmmlab, or onedl: the maintained
+# forks), the environment's folder, and a torch version (empty: the installed ones, or the defaults of
+# tools/setup_env.py).
 PYTHON ?= python3
-VENV ?= .venv
+LINEAGE ?=
+VENV ?= $(if $(filter onedl,$(LINEAGE)),.venv-onedl,.venv)
 TORCH ?=
 
 .DEFAULT_GOAL := help
@@ -17,10 +19,10 @@ help:
 	@echo 'make package  build the packages in dist, and install and train with each in an environment of its own'
 	@echo 'make env     make the Python environment in $(VENV) (the others do this first, if it is missing)'
 	@echo 'make clean   remove build products and work_dirs'
-	@echo 'Variables: PYTHON=python3.11  VENV=.venv  TORCH=2.13.0'
+	@echo 'Variables: PYTHON=python3.11  VENV=.venv  TORCH=2.13.0  LINEAGE=onedl (the maintained forks, in .venv-onedl)'
 
 env:
-	@$(PYTHON) tools/setup_env.py --venv '$(VENV)' $(if $(TORCH),--torch '$(TORCH)')
+	@$(PYTHON) tools/setup_env.py --venv '$(VENV)' $(if $(LINEAGE),--lineage '$(LINEAGE)') $(if $(TORCH),--torch '$(TORCH)')
 
 demo:
 	@echo '[1/3] The environment in $(VENV). The first time: 5 minutes of downloads, and 15 to compile mmcv on two cores.'

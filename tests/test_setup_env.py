@@ -28,17 +28,30 @@ def load_script():
 setup_env = load_script()
 
 
+ORIGINALS = {'mmengine': '0.10.7', 'mmcv': '2.1.0', 'mmdet': '3.3.0'}
+FORKS = {'onedl-mmengine': '0.10.12', 'onedl-mmcv': '2.3.6', 'onedl-mmdetection': '3.5.1'}
+
+
+def seen(torch, **versions):
+    """What the probe sees where these distributions are installed."""
+    names = dict.fromkeys(('torch', 'cv2', 'mmcv-lite', 'uotod_mmdet', *ORIGINALS, *FORKS))
+    modules = {'onedl-mmengine': 'mmengine', 'onedl-mmcv': 'mmcv', 'onedl-mmdetection': 'mmdet'}
+    foreign = [modules[name] for name in versions if name in modules and modules[name] not in versions]
+    env = {'python': [3, 11, 0], 'tag': 'cp311', 'platform': 'p', 'include': '.', 'foreign': foreign}
+    return {**env, 'versions': {**names, 'torch': torch, **versions}}
+
+
 @pytest.fixture
 def stub(tmp_path):
     """Make an environment whose Python is a shell script."""
 
-    def make(script, torch=None):
-        setup = setup_env.Setup(tmp_path / 'venv', torch, tmp_path / 'cache')
+    def make(script, torch=None, lineage=None):
+        setup = setup_env.Setup(tmp_path / 'venv', torch, tmp_path / 'cache', lineage)
         for folder in (setup.python.parent, setup.cache):
             folder.mkdir(parents=True, exist_ok=True)
         setup.python.write_text('#!/bin/sh\n' + script)
         setup.python.chmod(0o755)
-        setup.env = {'versions': {'torch': '2.13.0+cpu', 'mmcv': None}, 'foreign': [], 'include': str(tmp_path)}
+        setup.env = {**seen('2.13.0+cpu'), 'include': str(tmp_path)}
         return setup
 
     return make
@@ -113,11 +126,12 @@ def test_corrupt_cached_wheel_is_reported_and_removed(tmp_path, capsys, names, d
 
 def test_wheels_of_different_torch_builds_do_not_meet(tmp_path):
     folders = {
-        setup_env.wheel_folder(tmp_path, 'cp311', 'linux-x86_64', torch, ops)
+        setup_env.wheel_folder(tmp_path, 'cp311', 'linux-x86_64', torch, lineage['mmcv'], ops)
         for torch in ('2.13.0+cpu', '2.13.0+cu130', '2.12.0+cpu')
+        for lineage in setup_env.LINEAGES.values()
         for ops in ('cpu', 'cuda')
     }
-    assert len(folders) == 6
+    assert len(folders) == 12
 
 
 def test_cache_folder_follows_the_environment(monkeypatch, tmp_path):
@@ -191,14 +205,101 @@ def test_folder_that_is_no_environment_is_left_alone(tmp_path):
 def test_torch_of_the_running_python_is_shared_unless_another_is_asked_for(
     monkeypatch, tmp_path, asked, prefix, shares
 ):
-    seen = {'tag': 'cp311', 'platform': 'p', 'include': '.', 'versions': {'torch': '2.5.0', 'mmcv': '2.1.0'}}
-    monkeypatch.setattr(setup_env, 'probe', lambda python: dict(seen, foreign=[]))
+    assert shares_torch(monkeypatch, tmp_path, seen('2.5.0', mmcv='2.1.0'), asked, prefix) == shares
+
+
+def shares_torch(monkeypatch, tmp_path, found, asked=None, prefix='/usr', lineage=None):
+    """Say whether a new environment sees the packages of the Python that makes it, where these are found."""
+    monkeypatch.setattr(setup_env, 'probe', lambda python: found)
     monkeypatch.setattr(setup_env.sys, 'base_prefix', '/usr')
     monkeypatch.setattr(setup_env.sys, 'prefix', prefix)
     monkeypatch.setattr(setup_env.Setup, 'require_build', lambda setup, include: None)
-    setup = setup_env.Setup(tmp_path / 'venv', asked, tmp_path / 'cache')
+    setup = setup_env.Setup(tmp_path / 'venv', asked, tmp_path / 'cache', lineage)
     setup.check()
-    assert setup.shares_torch == shares
+    return setup.shares_torch
+
+
+@pytest.mark.parametrize(('lineage', 'shares'), [(None, True), ('openmmlab', True), ('onedl', False)])
+def test_packages_of_the_other_lineage_are_not_shared(monkeypatch, tmp_path, lineage, shares):
+    assert shares_torch(monkeypatch, tmp_path, seen('2.5.0', **ORIGINALS), lineage=lineage) == shares
+
+
+def test_lineage_that_is_asked_for_is_installed(stub, monkeypatch):
+    compiled = []
+    monkeypatch.setattr(setup_env.Setup, 'compile_mmcv', lambda setup, *what: compiled.append(what) or 'a.whl')
+    setup = stub('test "$1" = -c && echo 2.13.0+cpu None || echo "$@"', lineage='onedl')
+    for step in (setup.install_torch, setup.install_mmengine, setup.install_mmcv, setup.install_packages):
+        step()
+    (what,) = compiled
+    assert what[0] == 'onedl-mmcv==2.3.6' and what[1].name.endswith('-torch2.13.0+cpu-onedl-mmcv2.3.6-cpu')
+    commands = setup.log.read_text()
+    assert 'onedl-mmengine>=' in commands and 'onedl-mmdetection>=' in commands
+    assert not re.search(r'[ \'](mmengine|mmcv|mmdet)[>=]', commands)
+
+
+def test_lineage_that_is_there_is_completed(stub):
+    setup = stub('')
+    setup.env = seen('2.13.0', **{'onedl-mmengine': '0.10.12'})
+    setup.check_lineage(setup.env)
+    assert setup.lineage == 'onedl'
+
+
+@pytest.mark.parametrize(('there', 'asked'), [(ORIGINALS, 'onedl'), (FORKS, 'openmmlab')])
+def test_environment_of_the_other_lineage_is_left_alone(stub, there, asked):
+    setup = stub('', lineage=asked)
+    setup.env = seen('2.13.0', **there)
+    with pytest.raises(setup_env.SetupError) as caught:
+        setup.check()
+    names = ', '.join(there)
+    assert str(caught.value) == (
+        f'{setup.venv} has {names}, which the lineage {asked} does not go with. Choose another folder (--venv; make: '
+        'VENV=...).'
+    )
+
+
+def test_environment_of_the_other_lineage_is_not_ready(stub):
+    setup = stub(f'exec "{sys.executable}" "$@"')
+    setup.write_stamp()
+    there = next(name for name in setup_env.LINEAGES if setup_env.installed_from(name, setup.env['versions']))
+    for lineage in setup_env.LINEAGES:
+        assert stub(f'exec "{sys.executable}" "$@"', lineage=lineage).is_ready() == (lineage == there)
+
+
+def test_both_lineages_in_one_environment_are_named_with_their_cure(stub):
+    setup = stub('')
+    setup.env = seen('2.13.0', **FORKS, mmcv='2.1.0')
+    with pytest.raises(
+        setup_env.SetupError, match='mmcv and onedl-mmcv are both installed for .*both bring the module'
+    ):
+        setup.check()
+
+
+def test_each_lineage_has_an_environment_of_its_own():
+    assert "--venv '.venv'" in make('-n', '-C', ROOT, 'env').stdout
+    onedl = make('-n', '-C', ROOT, 'test', 'LINEAGE=onedl').stdout
+    assert "--venv '.venv-onedl' --lineage 'onedl'" in onedl and "'.venv-onedl/bin/python' -m pytest" in onedl
+
+
+def test_missing_network_is_named_with_its_cure(stub, monkeypatch):
+    for name, value in {'INDEX_URL': 'http://127.0.0.1:9/simple', 'RETRIES': '1', 'EXTRA_INDEX_URL': ''}.items():
+        monkeypatch.setenv('PIP_' + name, value)
+    # It must never uninstall anything: this is the Python of the tests.
+    setup = stub(f'case "$*" in *uninstall*) exit;; esac; exec "{sys.executable}" "$@"', torch='0.0.1')
+    monkeypatch.setattr(setup_env, 'torch_candidates', lambda version, cuda: [('torch==' + version, [])])
+    cure = 'pip cannot reach its package index. Connect to the network, or name a mirror in PIP_INDEX_URL or a folder'
+    for step, failed in (
+        (setup.install_torch, 'torch 0.0.1 could not be installed. '),
+        (lambda: setup.pip('download', '--no-deps', 'nonesuch'), '"pip download nonesuch" failed with exit code 1. '),
+    ):
+        with pytest.raises(setup_env.SetupError) as caught:
+            step()
+        assert str(caught.value).startswith(failed) and cure in str(caught.value)
+
+
+def test_failure_with_a_network_does_not_blame_the_network(tmp_path):
+    log = tmp_path / 'log'
+    log.write_text("$ pip a\nconnection broken by 'NewConnectionError'\n\n$ pip b\nERROR: No matching distribution\n")
+    assert setup_env.network_hint(log) == ''
 
 
 def test_stamp_counts_only_while_nothing_has_changed(stub):
@@ -263,12 +364,23 @@ def test_failed_compile_shows_what_the_compiler_said_and_leaves_nothing(stub, mo
         'echo "x.cpp: error: no such thing"; echo "ninja: build stopped: subcommand failed."\nseq 100000 100100; exit 3'
     )
     folder = tmp_path / 'cache' / 'wheels' / 'any'
-    monkeypatch.setattr(setup_env.Setup, 'make', lambda _: setup.compile_mmcv(folder, 'cpu'))
+    monkeypatch.setattr(setup_env.Setup, 'make', lambda _: setup.compile_mmcv('mmcv==2.1.0', folder, 'cpu'))
     message = setup_env.main([])
-    assert message == f'setup_env: "pip wheel mmcv=={setup_env.MMCV}" failed with exit code 3.'
+    assert message == 'setup_env: "pip wheel mmcv==2.1.0" failed with exit code 3.'
     error = capsys.readouterr().err
     assert str(setup.log) in error and 'x.cpp: error: no such thing' in error and '100100' not in error
     assert list(folder.iterdir()) == []
+
+
+@pytest.mark.parametrize(('standard', 'flags'), [('17', '-std=c++17'), ('20', '-std=c++17 -std=c++20')])
+def test_mmcv_is_compiled_with_the_standard_that_torch_needs(stub, monkeypatch, tmp_path, standard, flags):
+    monkeypatch.setenv('CXX', 'echo')
+    (tmp_path / 'Python.h').touch()
+    header = f'#error C++{standard} or later compatible compiler is required to use ATen.'
+    setup = stub(f'test "$1" = -c && echo "{header}" || {{ $CXX -c x.cpp -std=c++17; exit 3; }}')
+    with pytest.raises(setup_env.SetupError):
+        setup.compile_mmcv('mmcv==2.1.0', tmp_path / 'wheels', 'cpu')
+    assert f'-c x.cpp {flags}\n' in setup.log.read_text()
 
 
 @pytest.mark.slow
@@ -276,8 +388,7 @@ def test_stopped_setup_stops_what_it_started(stub, tmp_path):
     alive = tmp_path / 'alive'
     os.mkfifo(alive)
     reader = os.open(alive, os.O_RDONLY | os.O_NONBLOCK)
-    env = {'python': [3, 11, 0], 'tag': 'cp311', 'platform': 'p', 'include': '.', 'foreign': []}
-    env['versions'] = {'torch': '2.13.0+cpu', 'mmcv': '2.1.0'}
+    env = seen('2.13.0+cpu', mmcv='2.1.0')
     # Its pip has a child, as the compiler would be, that holds the pipe open.
     stub(f'test "$1" = -m || {{ echo \'{json.dumps(env)}\'; exit; }}; (echo on; sleep 60) > {alive} & wait')
     command = [sys.executable, SCRIPT, '--venv', tmp_path / 'venv']
@@ -291,7 +402,8 @@ def test_stopped_setup_stops_what_it_started(stub, tmp_path):
 
 def make(*arguments, **options):
     """Run `make` as by itself, also under a `make test`, with no set-up of the environment."""
-    env = {name: value for name, value in os.environ.items() if name not in ('MAKEFLAGS', 'MAKELEVEL', 'ARGS')}
+    own = ('MAKEFLAGS', 'MAKELEVEL', 'ARGS', 'LINEAGE', 'TORCH')
+    env = {name: value for name, value in os.environ.items() if name not in own}
     return subprocess.run(['make', *arguments, 'PYTHON=true'], capture_output=True, text=True, env=env, **options)
 
 

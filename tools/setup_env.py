@@ -3,8 +3,9 @@
 
 Installs torch, mmengine, mmcv with compiled ops, mmdet and this package (editable) into a virtual environment. What
 is there already is respected: an existing environment, a torch in it, a torch of the Python that runs this script (a
-conda environment, say), and other distributions (forks) of the modules mmengine, mmcv and mmdet. mmcv comes as source
-only; its wheel is compiled once and cached outside the checkout. A second run takes a fraction of a second.
+conda environment, say), and other distributions (forks) of the modules mmengine, mmcv and mmdet. ``--lineage onedl``
+installs the maintained forks. mmcv comes as source only; its wheel is compiled once and cached outside the checkout. A
+second run takes a fraction of a second.
 """
 
 import argparse
@@ -31,9 +32,15 @@ import fcntl  # noqa: E402  (not on Windows)
 
 ROOT = Path(__file__).resolve().parent.parent
 TORCH = '2.13.0'
-MMENGINE = 'mmengine>=0.10.4,<0.11'
-MMCV = '2.1.0'
-MMDET = 'mmdet>=3.3,<3.4'
+# What is installed, by lineage: the distributions of OpenMMLab, or their maintained forks.
+LINEAGES = {
+    'openmmlab': {'mmengine': 'mmengine>=0.10.4,<0.11', 'mmcv': 'mmcv==2.1.0', 'mmdet': 'mmdet>=3.3,<3.4'},
+    'onedl': {
+        'mmengine': 'onedl-mmengine>=0.10.12,<0.11',
+        'mmcv': 'onedl-mmcv==2.3.6',
+        'mmdet': 'onedl-mmdetection>=3.5.1,<3.6',
+    },
+}
 SETUPTOOLS = 'setuptools>=64,<81'  # mmcv's setup.py imports pkg_resources, which setuptools 81 begins to drop
 GB = 1024**3
 
@@ -41,7 +48,8 @@ GB = 1024**3
 PROBE = """
 import importlib.metadata, importlib.util, json, sys, sysconfig
 
-versions = dict.fromkeys(('torch', 'cv2', 'mmengine', 'mmcv', 'mmcv-lite', 'mmdet', 'uotod_mmdet'))
+modules = 'torch', 'cv2', 'mmengine', 'mmcv', 'mmdet', 'uotod_mmdet'
+versions = dict.fromkeys((*modules, 'mmcv-lite', 'onedl-mmengine', 'onedl-mmcv', 'onedl-mmdetection'))
 for name in versions:
     try:
         versions[name] = importlib.metadata.version(name)
@@ -54,7 +62,7 @@ print(json.dumps({
     'platform': sysconfig.get_platform(),
     'include': sysconfig.get_path('include'),
     'versions': versions,
-    'foreign': [m for m in versions if not versions[m] and getattr(importlib.util.find_spec(m), 'origin', None)],
+    'foreign': [m for m in modules if not versions[m] and getattr(importlib.util.find_spec(m), 'origin', None)],
 }))
 """
 
@@ -128,9 +136,23 @@ def torch_candidates(version: str, cuda: bool) -> list:
     return [*torch_candidates(version + '+cpu', cuda), plain]
 
 
-def wheel_folder(cache: Path, tag: str, platform: str, torch: str, ops: str) -> Path:
-    """Return the folder of the mmcv wheel that fits; ops is 'cpu' or 'cuda'. Compiled ops fit one torch only."""
-    return cache / 'wheels' / f'{tag}-{platform}-torch{torch}-mmcv{MMCV}-{ops}'
+def distribution(requirement: str) -> str:
+    """Return the name in a pip requirement."""
+    return re.match(r'[\w-]+', requirement)[0]
+
+
+def installed_from(lineage: str, versions: dict) -> dict:
+    """Return which distributions of a lineage are installed, by module."""
+    names = {module: distribution(requirement) for module, requirement in LINEAGES[lineage].items()}
+    return {module: name for module, name in names.items() if versions[name]}
+
+
+def wheel_folder(cache: Path, tag: str, platform: str, torch: str, mmcv: str, ops: str) -> Path:
+    """Return the folder of the wheel of ``mmcv==version`` that fits; ops is 'cpu' or 'cuda'.
+
+    Compiled ops fit one torch only.
+    """
+    return cache / 'wheels' / f'{tag}-{platform}-torch{torch}-{mmcv.replace("==", "")}-{ops}'
 
 
 def checksum(path: Path) -> str:
@@ -154,7 +176,7 @@ def is_whole(wheel: Path) -> bool:
 
 def cached_wheel(folder: Path) -> Optional[Path]:
     """Return the usable mmcv wheel of a cache folder or None; a corrupt one is reported and removed."""
-    for wheel in sorted(folder.glob('mmcv-*.whl')):
+    for wheel in sorted(folder.glob('*mmcv-*.whl')):
         if is_whole(wheel):
             return wheel
         say(f'The cached wheel {wheel} is damaged or has no compiled ops; it is removed and will be compiled anew.')
@@ -211,6 +233,17 @@ def run(command: list, log: Path, env: Optional[dict] = None) -> int:
                 process.wait()
 
 
+def network_hint(log: Path) -> str:
+    """Return a sentence if the last command in a log could not reach the network, else nothing."""
+    last = log.read_text(errors='replace').rpartition('\n$ ')[2]
+    if not re.search(r'connection broken by|NewConnectionError|NameResolutionError|ProxyError|ConnectTimeout', last):
+        return ''
+    return (
+        ' pip cannot reach its package index. Connect to the network, or name a mirror in PIP_INDEX_URL or a folder '
+        'of wheels in PIP_FIND_LINKS.'
+    )
+
+
 def ask(python: Path, code: str) -> subprocess.CompletedProcess:
     """Run code in a Python, outside the checkout, and return what it wrote."""
     return subprocess.run([str(python), '-c', code], cwd='/', stdin=subprocess.DEVNULL, capture_output=True, text=True)
@@ -227,8 +260,9 @@ def probe(python: Path) -> Optional[dict]:
 class Setup:
     """The steps, in order. ``self.env`` is what the probe last saw in the virtual environment, None before it is."""
 
-    def __init__(self, venv: Path, torch: Optional[str], cache: Path) -> None:
+    def __init__(self, venv: Path, torch: Optional[str], cache: Path, lineage: Optional[str] = None) -> None:
         self.venv, self.asked, self.cache = venv, torch, cache
+        self.asked_lineage, self.lineage = lineage, lineage or 'openmmlab'
         self.python = venv / 'bin' / 'python'
         self.log = cache / 'setup_env.log'
         self.stamp = venv / 'uotod_mmdet_env.json'
@@ -266,7 +300,14 @@ class Setup:
             stamp = json.loads(self.stamp.read_text())
         except (OSError, ValueError):
             return False
-        return self.env is not None and stamp == self.state() and matches(self.env['versions']['torch'], self.asked)
+        if self.env is None or stamp != self.state() or not matches(self.env['versions']['torch'], self.asked):
+            return False
+        return not self.strangers(self.env)
+
+    def strangers(self, seen: dict) -> list:
+        """Return the distributions there of a lineage that was not asked for; none where no lineage was asked for."""
+        others = [lineage for lineage in LINEAGES if self.asked_lineage not in (None, lineage)]
+        return [name for lineage in others for name in installed_from(lineage, seen['versions']).values()]
 
     def write_stamp(self) -> None:
         self.env = probe(self.python)
@@ -285,7 +326,8 @@ class Setup:
     def pip(self, *arguments, env: Optional[dict] = None) -> None:
         code = run([self.python, '-m', 'pip', *arguments], self.log, env)
         if code:
-            raise SetupError(f'"pip {arguments[0]} {arguments[-1]}" failed with exit code {code}.', self.log)
+            failed = f'"pip {arguments[0]} {arguments[-1]}" failed with exit code {code}.'
+            raise SetupError(failed + network_hint(self.log), self.log)
 
     def install(self, *requirements) -> None:
         self.pip('install', *self.pins, *requirements)
@@ -306,16 +348,39 @@ class Setup:
             )
         # A new environment can see the packages of the Python that makes it, unless that is a virtual one too.
         seen = self.env or probe(sys.executable)
-        sees_packages = self.env is not None or sys.prefix == sys.base_prefix
+        sees_packages = self.env is not None or (sys.prefix == sys.base_prefix and not self.strangers(seen))
+        if sees_packages:
+            self.check_lineage(seen)
         has_torch = sees_packages and matches(seen['versions']['torch'], self.asked)
         self.shares_torch = has_torch and self.env is None
         torch = seen['versions']['torch'] if has_torch else self.asked or TORCH
         self.cuda = has_cuda() and not torch.endswith('+cpu')
         require_disk(self.venv, 1 if has_torch else 12 if self.cuda else 6, 'The environment')
         has_mmcv = has_torch and ('mmcv' in seen['foreign'] or seen['versions']['mmcv'])
-        wheels = wheel_folder(self.cache, seen['tag'], seen['platform'], torch + '*', '*')  # +cpu, say
-        if not has_mmcv and not any(wheels.parent.glob(wheels.name + '/mmcv-*.whl')):
+        mmcv = LINEAGES[self.lineage]['mmcv']
+        wheels = wheel_folder(self.cache, seen['tag'], seen['platform'], torch + '*', mmcv, '*')  # +cpu, say
+        if not has_mmcv and not any(wheels.parent.glob(wheels.name + '/*mmcv-*.whl')):
             self.require_build(seen['include'])
+
+    def check_lineage(self, seen: dict) -> None:
+        """Find out which lineage is there; raise SetupError for two, and for another than the one asked for."""
+        there = {lineage: installed_from(lineage, seen['versions']) for lineage in LINEAGES}
+        python = self.python if self.env else sys.executable
+        for module, name in there['openmmlab'].items():
+            if module in there['onedl']:
+                both = f'{name} {there["onedl"][module]}'
+                raise SetupError(
+                    f'{both.replace(" ", " and ")} are both installed for {python}, and both bring the module '
+                    f'{module}. Uninstall both (`{python} -m pip uninstall -y {both}`) and run this again.'
+                )
+        strangers = self.strangers(seen)
+        if strangers:
+            raise SetupError(
+                f'{self.venv} has {", ".join(strangers)}, which the lineage {self.asked_lineage} does not go with. '
+                'Choose another folder (--venv; make: VENV=...).'
+            )
+        if self.asked_lineage is None and there['onedl']:
+            self.lineage = 'onedl'
 
     def require_build(self, include: Path) -> str:
         """Check what compiling mmcv needs and return the compiler's command."""
@@ -341,7 +406,7 @@ class Setup:
         if matches(self.env['versions']['torch'], self.asked):
             say(f'{self.env["versions"]["torch"]} is there')
         else:
-            self.pip('uninstall', '-y', 'mmcv')  # its ops fit the old torch only
+            self.pip('uninstall', '-y', 'mmcv', 'onedl-mmcv')  # their ops fit the old torch only
             version = self.asked or TORCH
             for requirement, options in torch_candidates(version, self.cuda):
                 say(' from '.join([requirement, *options[-1:]]))
@@ -350,7 +415,7 @@ class Setup:
             else:
                 raise SetupError(
                     f'torch {version} could not be installed. Choose another version (--torch; make: TORCH=...) or '
-                    f'install one into {self.venv} yourself.',
+                    f'install one into {self.venv} yourself.' + network_hint(self.log),
                     self.log,
                 )
             self.env = probe(self.python)
@@ -360,31 +425,36 @@ class Setup:
             self.pins.append('numpy<2')  # torch before 2.3 was built against numpy 1
 
     def install_mmengine(self) -> None:
-        needed = {'mmengine': MMENGINE, 'cv2': 'opencv-python'}
+        needed = {'mmengine': LINEAGES[self.lineage]['mmengine'], 'cv2': 'opencv-python'}
         packages = [package for module, package in needed.items() if module not in self.env['foreign']]
         self.install('wheel', 'ninja', *packages)
         hint = ' If a system library is missing: apt install libgl1 libglib2.0-0 (Debian and Ubuntu).'
         self.demand('import cv2', 'OpenCV does not import', hint)
 
     def install_mmcv(self) -> None:
-        version = self.env['versions']['mmcv'] or ''
-        fits = re.match(r'2\.[01]\.', version) and ask(self.python, 'import mmcv.ops').returncode == 0
-        if fits or 'mmcv' in self.env['foreign']:
-            say(f'{version or "another distribution"} is there')
+        mmcv = LINEAGES[self.lineage]['mmcv']
+        versions = self.env['versions']
+        if 'mmcv' in self.env['foreign'] and not versions['onedl-mmcv']:
+            say('another distribution is there')
+            return
+        version = versions[distribution(mmcv)] or ''
+        fits = self.lineage == 'onedl' or version.startswith(('2.0.', '2.1.'))
+        if version and fits and ask(self.python, 'import mmcv.ops').returncode == 0:
+            say(f'{version} is there')
             return
         what = 'import torch; print(torch.__version__, torch.version.cuda)'
         torch, cuda = self.demand(what, 'torch does not import').split()
         ops = 'cuda' if self.cuda and cuda != 'None' else 'cpu'
-        folder = wheel_folder(self.cache, self.env['tag'], self.env['platform'], torch, ops)
-        wheel = cached_wheel(folder) or self.compile_mmcv(folder, ops)
+        folder = wheel_folder(self.cache, self.env['tag'], self.env['platform'], torch, mmcv, ops)
+        wheel = cached_wheel(folder) or self.compile_mmcv(mmcv, folder, ops)
         self.pip('uninstall', '-y', 'mmcv-lite')
         # Without its dependencies: a fork may stand for the mmengine among them.
         self.pip('install', '--no-deps', '--force-reinstall', wheel)
         hint = f' If nothing else explains it, remove {wheel} and run this again.'
         self.demand('import mmcv.ops', 'The compiled ops of mmcv do not import', hint)
 
-    def compile_mmcv(self, folder: Path, ops: str) -> Path:
-        """Compile mmcv and return its wheel in the cache folder."""
+    def compile_mmcv(self, mmcv: str, folder: Path, ops: str) -> Path:
+        """Compile ``mmcv==version`` and return its wheel in the cache folder."""
         compiler = self.require_build(self.env['include'])
         build = folder / 'build'
         shutil.rmtree(build, ignore_errors=True)  # of a run that was killed
@@ -395,21 +465,39 @@ class Setup:
             'MMCV_WITH_OPS': '1',
             'FORCE_CUDA': str(int(ops == 'cuda')),
             'CXX': compiler,
+            **self.newer_standard(compiler, build),
             'TMPDIR': str(build),  # /tmp may be small
             'PATH': f'{self.python.parent}:{os.environ.get("PATH", "")}',  # ninja
         }
         say(f'compiling with {compiler}, {env["MAX_JOBS"]} at once: about 20 minutes on 2 cores; log: {self.log}')
         try:
             # pip's own cache does not know for which torch a wheel was compiled.
-            options = ['-v', '--no-build-isolation', '--no-deps', '--no-cache-dir', '--no-binary', 'mmcv', '-w', build]
-            self.pip('wheel', *options, 'mmcv==' + MMCV, env=env)
-            return store_wheel(next(build.glob('mmcv-*.whl')), folder)
+            options = ['-v', '--no-build-isolation', '--no-deps', '--no-cache-dir', '-w', build]
+            self.pip('wheel', *options, '--no-binary', distribution(mmcv), mmcv, env=env)
+            return store_wheel(next(build.glob('*mmcv-*.whl')), folder)
         finally:
             shutil.rmtree(build, ignore_errors=True)
 
+    def newer_standard(self, compiler: str, build: Path) -> dict:
+        """Return the environment that makes mmcv's setup.py, which asks for C++17, compile for a torch that needs more.
+
+        The last ``-std`` on a command line wins, and setup.py's own comes after all that its variables can add.
+        """
+        header = (
+            'import pathlib, torch; print((pathlib.Path(torch.__file__).parent / "include/ATen/ATen.h").read_text())'
+        )
+        needed = re.search(r'#error C\+\+(\d+) or later', ask(self.python, header).stdout)
+        if needed is None or needed[1] == '17':
+            return {}
+        flag = f'-std=c++{needed[1]}'
+        wrapper = build / 'c++'
+        wrapper.write_text(f'#!/bin/sh\nexec {compiler} "$@" {flag}\n')
+        wrapper.chmod(0o755)
+        return {'CXX': str(wrapper), 'NVCC_APPEND_FLAGS': f'{os.environ.get("NVCC_APPEND_FLAGS", "")} {flag}'.strip()}
+
     def install_packages(self) -> None:
         if 'mmdet' not in self.env['foreign']:
-            self.install(MMDET)
+            self.install(LINEAGES[self.lineage]['mmdet'])
         self.install('--no-build-isolation', '-e', f'{ROOT}[tests,lint,plots,docs]')
 
     def verify(self) -> None:
@@ -430,9 +518,15 @@ def main(arguments: Optional[list] = None) -> Optional[str]:
         default=os.environ.get('TORCH') or None,
         help=f'torch version, say 2.13.0 or 2.13.0+cpu (default: TORCH, else the installed one, else {TORCH})',
     )
+    parser.add_argument(
+        '--lineage',
+        choices=list(LINEAGES),
+        help="OpenMMLab's mmengine, mmcv and mmdet or their maintained forks (default: what is installed, else the "
+        'first)',
+    )
     options = parser.parse_args(arguments)
     try:
-        Setup(Path(options.venv).expanduser().absolute(), options.torch, cache_dir()).make()
+        Setup(Path(options.venv).expanduser().absolute(), options.torch, cache_dir(), options.lineage).make()
     except KeyboardInterrupt:
         return 'setup_env: stopped'
     except (SetupError, OSError) as error:

@@ -16,23 +16,21 @@ def allow_own_checkpoints() -> None:
     mmengine's checkpoints hold the logged scalars as ``HistoryBuffer`` objects around numpy arrays, and each of these
     carries its methods, which pickle stores as calls of ``getattr``. Allowing ``getattr`` would undo the
     protection of ``weights_only``, so a function that returns these methods only takes its place.
+
+    Each object is allowed as a pair with its name. The maintained fork of mmengine allows the bare objects while a
+    checkpoint is read, and then takes these, and no pairs, off torch's list.
     """
     if Version(torch.__version__) < Version('2.6'):
         return
     numpy: Any = np
     core = numpy._core if Version(np.__version__) >= Version('2') else numpy.core
     dtypes = {type(np.dtype(name)) for name in ('bool', 'int32', 'int64', 'float16', 'float32', 'float64')}
-    torch.serialization.add_safe_globals(
-        [
-            HistoryBuffer,
-            (_history_method, 'builtins.getattr'),
-            core.multiarray._reconstruct,
-            core.multiarray.scalar,
-            np.ndarray,
-            np.dtype,
-            *dtypes,
-        ]
-    )
+    bare = [HistoryBuffer, np.ndarray, np.dtype, *dtypes]
+    pairs = [(allowed, f'{allowed.__module__}.{allowed.__qualname__}') for allowed in bare]
+    for function in (core.multiarray._reconstruct, core.multiarray.scalar):
+        # As numpy 1 and as numpy 2 write them.
+        pairs += [(function, f'numpy.{folder}.multiarray.{function.__name__}') for folder in ('core', '_core')]
+    torch.serialization.add_safe_globals([*pairs, (_history_method, 'builtins.getattr')])
 
 
 def _history_method(owner: type, name: str) -> Callable:
