@@ -393,10 +393,10 @@ def test_stopped_setup_stops_what_it_started(stub, tmp_path):
     stub(f'test "$1" = -m || {{ echo \'{json.dumps(env)}\'; exit; }}; (echo on; sleep 60) > {alive} & wait')
     command = [sys.executable, SCRIPT, '--venv', tmp_path / 'venv']
     process = subprocess.Popen(command, env=dict(os.environ, UOTOD_CACHE=str(tmp_path)), stderr=subprocess.PIPE)
-    assert select.select([reader], [], [], 30)[0] and os.read(reader, 9) == b'on\n'
+    assert select.select([reader], [], [], 90)[0] and os.read(reader, 9) == b'on\n'
     process.terminate()
-    assert process.communicate(timeout=30)[1] == b'setup_env: stopped\n' and process.returncode == 1
-    assert select.select([reader], [], [], 30)[0] and os.read(reader, 9) == b''
+    assert process.communicate(timeout=90)[1] == b'setup_env: stopped\n' and process.returncode == 1
+    assert select.select([reader], [], [], 90)[0] and os.read(reader, 9) == b''
     os.close(reader)
 
 
