@@ -180,6 +180,7 @@ def test_full_size_config_takes_the_weights_of_mmdets_metafile_and_trains(tmp_pa
         assert cfg.load_from == models['gfl_r50_fpn_1x_coco']['Weights']
     assert cfg.model.bbox_head.num_classes == 3 and cfg.model.train_cfg.assigner.type == 'uotod_mmdet.dense_soft'
     assert cfg.optim_wrapper.optimizer.lr == 0.01 / 4 and cfg.param_scheduler[1].milestones == [8, 11]
+    cfg.train_dataloader.dataset.pipeline[2].scale = (128, 128)
     dataset = DATASETS.build(cfg.train_dataloader.dataset)
     items = [dataset[index] for index in range(2)]
     cfg.dump(tmp_path / 'dump.py')

@@ -1,5 +1,5 @@
 # Your own data in COCO format. Copy this file, fill the five fields, and name the copy in `_base_` of a config, beside
-# a model, a schedule and runtime.py, with num_classes=_base_.num_classes in the head. tools/new_project.py does all.
+# a model, a schedule and runtime.py, with num_classes=_base_.num_classes in the head. tools/new_project.py does it all.
 _base_ = []  # or mmengine takes a file that imports for one of its lazy configs
 import os.path as osp  # noqa: E402
 
