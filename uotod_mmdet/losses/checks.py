@@ -114,7 +114,7 @@ def box_limit(dtype: torch.dtype) -> float:
 
 def beyond_limit(*boxes: Tensor) -> Tensor:
     """Whether a coordinate is NaN or beyond :func:`box_limit` of the narrowest dtype, as a 0-dim bool tensor."""
-    ends = [end for values in boxes if values.numel() for end in values.detach().aminmax()]
+    ends = [end for values in boxes if values.numel() for end in _ends(values)]
     if not ends:
         return torch.zeros((), dtype=torch.bool, device=boxes[0].device)
     return ~(torch.stack(ends).abs() <= min(box_limit(values.dtype) for values in boxes)).all()
@@ -192,12 +192,20 @@ def check_finite(owner: str, terms: Mapping[str, Tensor], inputs: Mapping[str, O
     act_if((total - total) != 0, complain)  # NaN where the total is not finite; isfinite() takes four operations
 
 
+def _ends(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Smallest and largest entry."""
+    values = values.detach()
+    # On a CPU torch 2.1 has no aminmax of half precision.
+    smallest, largest = (values if values.is_cuda else full_precision(values)).aminmax()
+    return smallest, largest
+
+
 def outside(values: Tensor, low: float, high: float, roundings: int = 4) -> Tensor:
     """Whether any entry is NaN or outside [low, high] by more than some roundings, as a 0-dim bool tensor."""
     if values.numel() == 0:
         return torch.zeros((), dtype=torch.bool, device=values.device)
     slack = roundings * torch.finfo(values.dtype).eps * max(1, high) if values.is_floating_point() else 0
-    smallest, largest = values.detach().aminmax()
+    smallest, largest = _ends(values)
     return ~((smallest >= low - slack) & (largest <= high + slack))
 
 

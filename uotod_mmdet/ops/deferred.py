@@ -17,7 +17,7 @@ def host_may_wait(tensor: Tensor) -> bool:
 
 def is_traced() -> bool:
     """Whether torch.compile or torch.export traces the code or a transform of torch.func runs it."""
-    return torch.compiler.is_compiling() or is_transformed()
+    return _is_compiling() or is_transformed()
 
 
 def is_transformed() -> bool:
@@ -25,6 +25,7 @@ def is_transformed() -> bool:
     return _transforms_active()
 
 
+_is_compiling = getattr(torch.compiler, 'is_compiling', None) or torch._utils.is_compiling  # torch 2.1 lacks the first
 _transforms_active = getattr(torch._C, '_are_functorch_transforms_active', lambda: False)
 
 
