@@ -449,7 +449,7 @@ def test_a_fresh_environment_has_the_tools_of_make_lint():
 
 def test_continuous_integration_tests_before_it_checks_style():
     commands = [line for line in (ROOT / '.ci' / 'run').read_text().splitlines() if line.startswith('make ')]
-    assert commands == ['make test', 'make lint']
+    assert commands == ['make test', 'make lint', 'make docs']
 
 
 def test_make_quick_leaves_out_what_trains():
