@@ -182,7 +182,7 @@ def test_a_config_written_in_this_way_trains_and_its_dump_resumes(tmp_path, data
     assert [line['step'] for line in scalars(work_dir, 'loss')] == [1, 2, 3, 4, 5, 6]
     values = [line['reg'] for line in scalars(work_dir, 'reg')]
     np.testing.assert_allclose(values, [0.2] * 3 + [0.05] * 3)
-    epochs = [torch.load(work_dir / f'epoch_{epoch}.pth', weights_only=True) for epoch in (1, 2)]
+    epochs = [torch.load(work_dir / f'epoch_{epoch}.pth') for epoch in (1, 2)]
     before, after = (epoch['state_dict']['bbox_head.gfl_cls.weight'] for epoch in epochs)
     assert not torch.equal(before, after)
 

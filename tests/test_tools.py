@@ -189,7 +189,7 @@ def logs(work_dir):
 
 
 def load(checkpoint):
-    return torch.load(checkpoint, map_location='cpu', weights_only=True)
+    return torch.load(checkpoint, map_location='cpu')
 
 
 def assert_same(ours, theirs, where='checkpoint'):

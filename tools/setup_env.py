@@ -413,11 +413,10 @@ class Setup:
                 if run([self.python, '-m', 'pip', 'install', *options, requirement], self.log) == 0:
                     break
             else:
-                raise SetupError(
-                    f'torch {version} could not be installed. Choose another version (--torch; make: TORCH=...) or '
-                    f'install one into {self.venv} yourself.' + network_hint(self.log),
-                    self.log,
+                advice = network_hint(self.log) or (
+                    f' Choose another version (--torch; make: TORCH=...) or install one into {self.venv} yourself.'
                 )
+                raise SetupError(f'torch {version} could not be installed.{advice}', self.log)
             self.env = probe(self.python)
         torch = self.env['versions']['torch']
         self.pins = ['torch==' + torch, SETUPTOOLS]
