@@ -26,7 +26,9 @@ def parse_args() -> argparse.Namespace:
     run = commands.add_parser('run', help='train what is missing of a study')
     run.add_argument('study', type=Path, nargs='?', help='study file, such as studies/nms.py')
     run.add_argument(
-        '--data', metavar='FOLDER', help='instead of a study: which strategy suits this COCO, Pascal VOC or YOLO folder?'
+        '--data',
+        metavar='FOLDER',
+        help='instead of a study: which strategy suits this COCO, Pascal VOC or YOLO folder?',
     )
     run.add_argument('--epochs', type=int, help='with --data: epochs of each run; default: by the number of images')
     run.add_argument('--seeds', type=int, nargs='+', help='with --data: seeds; default: 0 and 1, or 0 with folds')
