@@ -224,6 +224,14 @@ def test_assignment_of_more_columns_than_rows_uses_every_row_once():
     assert len(found[0].unique()) == 3
 
 
+def read_nothing(monkeypatch):
+    """Take the ways of a GPU, where the host waits for no value."""
+    monkeypatch.setattr('uotod_mmdet.ops.native.library', None)
+    monkeypatch.setattr('uotod_mmdet.ops.deferred.host_may_wait', lambda tensor: False)
+    for place in ('deferred', 'transport_problem'):
+        monkeypatch.setattr(f'uotod_mmdet.ops.{place}.act_if', lambda flag, act: None)
+
+
 @pytest.mark.parametrize('read', [True, False])
 @pytest.mark.parametrize('dtype', [torch.float32, torch.float64])
 @pytest.mark.parametrize('reg_a, reg_b', [(None, None), (0.1, None), (None, 0.1), (0.1, 0.1)])
@@ -232,9 +240,7 @@ def test_a_side_without_mass_gives_a_plan_of_zero_and_leaves_its_neighbour(
     empty, reg_a, reg_b, dtype, read, monkeypatch
 ):
     if not read:  # as on a GPU, where flags are read later
-        monkeypatch.setattr('uotod_mmdet.ops.deferred.host_may_wait', lambda tensor: False)
-        monkeypatch.setattr('uotod_mmdet.ops.native.library', None)
-        monkeypatch.setattr('uotod_mmdet.ops.transport_problem.act_if', lambda flag, act: None)
+        read_nothing(monkeypatch)
     cost = torch.randn(2, 4, 3, generator=torch.Generator().manual_seed(0), dtype=dtype)
     a, b = torch.full((2, 4), 1 / 4, dtype=dtype), torch.full((2, 3), 1 / 3, dtype=dtype)
     alone = sinkhorn(cost[1:], a[1:], b[1:], 0.5, reg_a, reg_b)
@@ -250,8 +256,7 @@ def test_ground_truths_whose_mass_float32_cannot_hold_converge(way, monkeypatch)
     if way != 'compiled':
         monkeypatch.setattr('uotod_mmdet.ops.native.library', None)
     if way == 'torch that reads nothing':
-        monkeypatch.setattr('uotod_mmdet.ops.deferred.host_may_wait', lambda tensor: False)
-        monkeypatch.setattr('uotod_mmdet.ops.transport_problem.act_if', lambda flag, act: None)
+        read_nothing(monkeypatch)
     # All predictions prefer the background by 300 times reg, and ground truths are cheap to leave out.
     cost = torch.rand(1, 40, 20, generator=torch.Generator().manual_seed(0)) + 2
     cost[:, :, -1] = 0.5
@@ -269,6 +274,23 @@ def test_ground_truths_whose_mass_float32_cannot_hold_converge(way, monkeypatch)
     assert 0 < exact[:, :, :-1].sum((0, 1)).max() < torch.finfo(torch.float32).tiny
     assert found.converged.all()
     torch.testing.assert_close(found.plan.double(), exact, rtol=1e-3, atol=1e-7)
+
+
+@pytest.mark.parametrize('compiled', [True, False])
+@pytest.mark.parametrize('scale', [None, 300.0, 1e-30])
+def test_a_plan_beyond_its_dtype_is_refused(compiled, scale, monkeypatch):
+    if not compiled:
+        monkeypatch.setattr('uotod_mmdet.ops.native.library', None)
+    cost = torch.tensor([[[-1.07, 0.5], [0.1, -0.2]]])
+    a = b = torch.full((1, 2), 0.5)
+    scale = None if scale is None else torch.full((1,), scale)
+    # Both sides are free: the plan is exp(-cost / reg).
+    with pytest.raises(ValueError, match='cost is torch.float32, which does not hold the largest entry of the plan'):
+        sinkhorn(cost, a, b, 0.01, 0.0, 0.0, scale=scale)
+    found = sinkhorn(cost.double(), a, b, 0.01, 0.0, 0.0).plan
+    torch.testing.assert_close(found, (-cost.double() / 0.01).exp())
+    found = sinkhorn(cost, a, b, 0.02, 0.0, 0.0).plan
+    torch.testing.assert_close(found, (-cost / 0.02).exp(), rtol=1e-4, atol=0)
 
 
 @pytest.mark.parametrize('dtype', [torch.float32, torch.float64])

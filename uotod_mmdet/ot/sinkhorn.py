@@ -36,6 +36,7 @@ from torch import Tensor
 
 from uotod_mmdet import ops
 from uotod_mmdet.arguments import number
+from uotod_mmdet.ops import deferred
 
 CONSTRAINT = 1e8
 """Penalties above this many times reg count as constraints: the difference is less than float rounding."""
@@ -104,8 +105,8 @@ def sinkhorn(
 
     Raises:
         TypeError: If an argument that must be a number is of another type.
-        ValueError: If dtype or shapes do not fit, a number is out of its range, a cost or a marginal is not finite, or
-            a marginal is negative.
+        ValueError: If dtype or shapes do not fit, a number is out of its range, a cost or a marginal is not finite, a
+            marginal is negative, or an entry of the plan is beyond the dtype (with weak ``reg_a``, ``reg_b``).
     """
     batch = _check_shapes(cost, a, b)
     num_iter, check_every = (
@@ -137,7 +138,23 @@ def sinkhorn(
         return SinkhornResult(torch.zeros_like(cost), f, g, error.long(), error, error == 0)
     numbers = bool(relative), num_iter, check_every, newton_after, tol, absorb_above
     plan, f, g, done, error = ops.sinkhorn(cost.contiguous(), a, b, reg, rho_a, rho_b, scale, *numbers)
+    if reg_a is not None and reg_b is not None:  # else no entry is above its marginal
+        _check_largest(plan, scale)
     return SinkhornResult(plan, f, g, done, error.to(cost.dtype), error <= tol)
+
+
+def _check_largest(plan: Tensor, scale: Tensor) -> None:
+    """Raise ValueError if an entry is beyond the dtype; the compiled exponential ends at half of float32's range."""
+
+    def complain() -> None:
+        raise ValueError(
+            f'cost is {plan.dtype}, which does not hold the largest entry of the plan: with these reg_a and reg_b '
+            'both sides may be left, so that a cost far below 0 in units of reg draws mass without end. Raise reg, or reg_a or '
+            'reg_b, or add a constant to the cost'
+        )
+
+    largest = plan.detach().amax((1, 2)) / scale
+    deferred.act_if((largest > torch.finfo(plan.dtype).max / 4).any(), complain)
 
 
 def _number_of_each(name: str, value: Union[float, Tensor], batch: int) -> Union[float, Tensor]:
