@@ -8,6 +8,7 @@ from mmdet.registry import MODELS
 from mmengine.hub import get_config
 from mmengine.registry import init_default_scope
 from mmengine.structures import InstanceData
+from packaging.version import Version
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from uotod_mmdet.ops import deferred, native
@@ -68,6 +69,8 @@ HEADS = {
 @pytest.mark.parametrize('name', HEADS)
 def test_no_value_is_read_in_a_training_step_with_sinkhorn(as_on_a_gpu, name, assigner):
     config, classes = HEADS[name]
+    if name == 'ConditionalDETRHead' and Version(torch.__version__) < Version('2.4'):
+        pytest.skip("one_hot, which mmdet's FocalLoss calls, reads the values of tensors on a CPU before torch 2.4")
     head = detr_head(assigner, name, config)
     # Fake tensors have no values: to read one, or to make a tensor whose shape depends on one, raises.
     with FakeTensorMode(allow_non_fake_inputs=True):
