@@ -149,8 +149,8 @@ def _check_largest(plan: Tensor, scale: Tensor) -> None:
     def complain() -> None:
         raise ValueError(
             f'cost is {plan.dtype}, which does not hold the largest entry of the plan: with these reg_a and reg_b '
-            'both sides may be left, so that a cost far below 0 in units of reg draws mass without end. Raise reg, or reg_a or '
-            'reg_b, or add a constant to the cost'
+            'both sides may be left, so that a cost far below 0 in units of reg draws mass without end. Raise reg, or '
+            'reg_a or reg_b, or add a constant to the cost'
         )
 
     largest = plan.detach().amax((1, 2)) / scale
