@@ -355,7 +355,7 @@ def pair_quality(dice: Dice) -> Case:
             is_pair = F.one_hot(label.long(), classes + 1)[:, :classes] > 0
             target = is_pair * torch.where(label < classes, score, 0)[:, None]
         target = torch.where(is_pair, target, 0)
-        logits = pred.logit() if activated else pred
+        logits = pred.logit(eps=torch.finfo(torch.float32).eps) if activated else pred  # as documented
         prob, factors = logits.sigmoid(), (1.0, 1.0)
         if name == 'MatchabilityAwareLoss':
             target = target.pow(float(gamma))
