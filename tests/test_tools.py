@@ -309,6 +309,7 @@ def actions_of(path):
             argparse.ArgumentParser, 'parse_args', lambda parser, *args: (_ for _ in ()).throw(Caught(parser))
         )
         patch.setattr(sys, 'argv', [str(path)])
+        patch.setattr(signal, 'signal', lambda *args: None)  # or setup_env's handlers stay in this process
         patch.syspath_prepend(str(TOOLS))
         with pytest.raises(Caught) as caught:
             runpy.run_path(str(path), run_name='__main__')
