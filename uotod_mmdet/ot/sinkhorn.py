@@ -29,7 +29,7 @@ whose Hessian is one product of the plan with itself.
 """
 
 import math
-from typing import NamedTuple, Optional, Union
+from typing import Any, NamedTuple, Optional, Union
 
 import torch
 from torch import Tensor
@@ -121,6 +121,11 @@ def sinkhorn(
     if absorb_above is None:  # a third of the dtype's range: underflow in the kernel stays below rounding
         absorb_above = 10.0 if cost.dtype == torch.float32 else 250.0 / 3
     absorb_above = number('absorb_above', absorb_above, infinite=True)
+    # Where a side is a constraint no entry is above its marginal. Where the penalties sum to 10 reg or more, an entry
+    # beyond float32 takes a cost below -88 times the sum of all three: not looked for, as that costs time.
+    weights: list[Any] = [reg_a, reg_b, reg]
+    of_images = any(isinstance(weight, Tensor) for weight in weights)
+    weak = None not in weights[:2] and (of_images or weights[0] + weights[1] < 10 * weights[2])
     if isinstance(reg, Tensor):
         reg = reg.to(cost.device, torch.float64).expand(batch).contiguous()
     else:  # filled on the device: a copy to it would wait
@@ -138,7 +143,7 @@ def sinkhorn(
         return SinkhornResult(torch.zeros_like(cost), f, g, error.long(), error, error == 0)
     numbers = bool(relative), num_iter, check_every, newton_after, tol, absorb_above
     plan, f, g, done, error = ops.sinkhorn(cost.contiguous(), a, b, reg, rho_a, rho_b, scale, *numbers)
-    if reg_a is not None and reg_b is not None:  # else no entry is above its marginal
+    if weak:
         _check_largest(plan, scale)
     return SinkhornResult(plan, f, g, done, error.to(cost.dtype), error <= tol)
 
