@@ -106,8 +106,23 @@ def parts(model):
 
 
 @each(PROGRAM_TEXTS)
-def test_python_runs(code, capsys):
-    exec(compile(code, '<snippet>', 'exec'), {'__name__': '__main__', **given(code)})
+def test_python_gives_finite_numbers_and_names_what_is_ours(code, capsys):
+    names = {'__name__': '__main__', **given(code)}
+    before = set(names)
+    exec(compile(code, '<snippet>', 'exec'), names)
+    made = {name: value for name, value in names.items() if name not in before and name != '__builtins__'}
+    tensors = {name: value for name, value in made.items() if isinstance(value, torch.Tensor)}
+    for name, value in tensors.items():
+        assert value.isfinite().all(), name
+        if '.backward()' in code and value.requires_grad and value.is_leaf:
+            assert value.grad.isfinite().all() and value.grad.abs().sum() > 0, name
+    if 'loss' in tensors:
+        assert tensors['loss'].dim() == 0 and tensors['loss'] > 0
+    modules = [getattr(value, '__module__', type(value).__module__) for value in made.values()]
+    modules += [getattr(value, '__name__', '') for value in made.values()] + [
+        type(value).__module__ for value in made.values()
+    ]
+    assert any(str(module).startswith('uotod_mmdet') for module in modules), sorted(made)
 
 
 def given(code):
