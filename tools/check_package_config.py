@@ -19,23 +19,7 @@ model = dict(
         stacked_convs=2,
         loss_cls=dict(type='uotod_mmdet.QualityFocalLoss'),
     ),
-    train_cfg=dict(
-        assigner=dict(
-            _delete_=True,
-            type='uotod_mmdet.UnbalancedSinkhornAssigner',
-            box_source='priors',
-            match_costs=[
-                dict(type='IoUCost', iou_mode='giou'),
-                dict(type='uotod_mmdet.PriorCenterCost'),
-                dict(type='uotod_mmdet.InsideGTCost', weight=20.0),
-            ],
-            gt_mass=5,
-            reg=0.03,
-            reg_pred=None,
-            reg_target=10.0,
-            normalize_cost=False,
-        )
-    ),
+    train_cfg=dict(assigner=dict(_delete_=True, type='uotod_mmdet.dense_soft')),
 )
 
 pipeline = [
