@@ -1,6 +1,7 @@
 """Settings of all tests."""
 
 import logging
+import os
 
 import cv2
 import mmdet
@@ -11,6 +12,11 @@ from mmengine.logging import MMLogger
 from mmengine.registry import init_default_scope
 
 import uotod_mmdet  # noqa: F401  (registers our classes)
+
+# `make test VENV=... PYTHON=...` leaves its variables in the environment. They are not for what the tests start: make,
+# setup_env.py, dist_train.sh.
+for name in ('MAKEFLAGS', 'MAKELEVEL', 'MFLAGS', 'ARGS', 'LINEAGE', 'PYTHON', 'TORCH', 'VENV'):
+    os.environ.pop(name, None)
 
 # The decoder of Grounding DINO in onedl-mmdetection 3.5.1 takes 2 * embed_dims features, its parent passes 4 *
 # embed_dims: no training step works, with mmdet's own classes either.

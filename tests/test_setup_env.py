@@ -401,10 +401,8 @@ def test_stopped_setup_stops_what_it_started(stub, tmp_path):
 
 
 def make(*arguments, **options):
-    """Run `make` as by itself, also under a `make test`, with no set-up of the environment."""
-    own = ('MAKEFLAGS', 'MAKELEVEL', 'ARGS', 'LINEAGE', 'TORCH')
-    env = {name: value for name, value in os.environ.items() if name not in own}
-    return subprocess.run(['make', *arguments, 'PYTHON=true'], capture_output=True, text=True, env=env, **options)
+    """Run `make` with no set-up of the environment."""
+    return subprocess.run(['make', *arguments, 'PYTHON=true'], capture_output=True, text=True, **options)
 
 
 def recipe(target):
