@@ -468,7 +468,7 @@ class Setup:
             'TMPDIR': str(build),  # /tmp may be small
             'PATH': f'{self.python.parent}:{os.environ.get("PATH", "")}',  # ninja
         }
-        say(f'compiling with {compiler}, {env["MAX_JOBS"]} at once: about 20 minutes on 2 cores; log: {self.log}')
+        say(f'compiling with {compiler}, {env["MAX_JOBS"]} at once: about 15 minutes on 2 cores; log: {self.log}')
         try:
             # pip's own cache does not know for which torch a wheel was compiled.
             options = ['-v', '--no-build-isolation', '--no-deps', '--no-cache-dir', '-w', build]
