@@ -76,7 +76,8 @@ def main() -> None:
         head = [
             '# Benchmarks',
             '',
-            f'Made by `python tools/benchmark.py {args.part} --out {args.out.name}` on {args.device}: {machine()}.',
+            f'Made by `python tools/benchmark.py {args.part} --repeats {args.repeats} --out {args.out}` on {args.device}:',
+            f'{machine()}.',
             f'Medians of {args.repeats} rounds in which all sides take turns: two calls untimed, one timed. Freed',
             'memory stays in the process. Ratios are to the first row.',
             '',
