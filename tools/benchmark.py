@@ -73,10 +73,11 @@ def main() -> None:
     if args.json:
         args.json.write_text(json.dumps(dict(machine=machine(), **args.numbers), indent=1))
     if args.out:
+        command = f'python tools/benchmark.py {args.part} --repeats {args.repeats} --out {args.out}'
         head = [
             '# Benchmarks',
             '',
-            f'Made by `python tools/benchmark.py {args.part} --repeats {args.repeats} --out {args.out}` on {args.device}:',
+            f'Made by `{command}` on {args.device}:',
             f'{machine()}.',
             f'Medians of {args.repeats} rounds in which all sides take turns: two calls untimed, one timed. Freed',
             'memory stays in the process. Ratios are to the first row.',
